@@ -1,0 +1,496 @@
+"""What two stages or more use: the record, outputs that go on where they stopped, frames, placement of a model, and the one idea
+behind the speed of this project, a video is read once.
+
+Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens.
+"""
+import argparse
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import huggingface_hub
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LogitsProcessorList
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import rename_source_key
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+DEFAULT_FRAMES = 32  # where the checkpoint's config.json has no `num_frames`
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
+END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
+
+ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
+
+
+class InputError(Exception):
+    """Something that a user can mend: `run` prints it as one line, without a traceback."""
+
+
+def run(main):
+    """Calls a stage's main. An InputError or Ctrl-C ends it with one line, and exit code 1 or 130."""
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on: python {' '.join(sys.argv)}", file=sys.stderr)
+        sys.exit(130)
+
+
+# ---------------------------------------------------------------- the record
+
+ERROR_TYPES = ("factual_inaccuracy", "temporal_ordering", "spatial_relationship", "object_hallucination", "causal_reasoning", "detail_omission")
+KINDS = ("spatial", "temporal")
+
+# The only home of the schema: key -> (stage that writes it, type, meaning). A stage adds keys and edits none.
+RECORD = {
+    "id": ("generate", str, "<video>/<kind>/<n>, unique"),
+    "video": ("generate", str, "path relative to the videos' root, which <output>.meta.json keeps"),
+    "kind": ("generate", str, "spatial or temporal"),
+    "question": ("generate", str, "written by the model"),
+    "initial": ("generate", str, "the first answer"),
+    "critique": ("critique", str, "what is wrong with it, free text"),
+    "error_types": ("critique", (list, type(None)), "read from the critique: [] for a right answer, null if unreadable"),
+    "revised": ("refine", str, "the answer after the critique"),
+    "chosen": ("refine", str, "the revised answer, where it makes a pair"),
+    "rejected": ("refine", str, "the initial answer, where it makes a pair"),
+    "dropped": ("any", str, "why the row makes no pair; later stages pass it over"),
+}
+
+
+def read_jsonl(path, require=()):
+    """Rows of a JSONL file, as a list of dicts; require: keys that every row must have. Raises InputError with file and line."""
+    rows = {}
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line.decode("utf-8")) if line.strip() else None
+            wrong = row is not None and find_fault(row, require)
+        except ValueError as error:
+            wrong = f"not JSON in UTF-8 ({error})"
+        if wrong or row and row.get("id", number) in rows:
+            raise InputError(f"{path}, line {number}: " + (wrong or f"the id {row['id']!r} stands twice"))
+        if row:
+            rows[row.get("id", number)] = row
+    return list(rows.values())
+
+
+def find_fault(row, require):
+    """What keeps a row from being a record, or None. A dropped row needs only its id and video."""
+    if not isinstance(row, dict):
+        return f"an object is expected, not {type(row).__name__}"
+    for key in ("id", "video") if require and "dropped" in row else require:
+        if key not in row:
+            return f"no key {key!r}, which {RECORD[key][0]}.py writes"
+    for key in row.keys() & RECORD.keys():
+        if not isinstance(row[key], RECORD[key][1]):
+            return f"{key!r} has the type {type(row[key]).__name__}"
+    return next((f"unknown error type {error!r}" for error in row.get("error_types") or () if error not in ERROR_TYPES), None)
+
+
+def group_by_video(rows):
+    """[(video, its rows), ...] in order of first appearance."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["video"], []).append(row)
+    return list(groups.items())
+
+
+def tally(rows, kept):
+    """The last line of a stage: 'rows in 12 = 7 pairs + 5 dropped (unchanged 3, no_error_found 2)'."""
+    reasons = Counter(row["dropped"] for row in rows if "dropped" in row)
+    listing = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
+    return f"rows in {len(rows)} = {len(rows) - reasons.total()} {kept} + {reasons.total()} dropped" + (f" ({listing})" if listing else "")
+
+
+# ---------------------------------------------------------------- the command line and the output
+
+def make_parser(doc, output, input=None, needs_output=True):
+    """The options that all stages share. doc: the stage's docstring, which --help shows; output, input: the files' names."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="model directory or hub name")
+    if input:
+        add("--input", required=True, help=input)
+        add("--videos", help="the videos' root, where it moved (default: what the input's meta.json says)")
+    add("--output", type=Path, required=needs_output, help=f"{output}; the same command again goes on where it stopped")
+    add("--overwrite", action="store_true", help="start the output anew")
+    add("--devices", help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on CUDA")
+    add("--frames", type=int, help=f"frames a video (default: what the checkpoint says, else {DEFAULT_FRAMES})")
+    add("--seed", type=int, default=0)
+    add("--limit", type=int, help="only N videos")
+    add("--shard", default="0/1", help="i/n: every n-th video from the i-th on, i < n; afterwards cat the outputs")
+    return parser
+
+
+def take_shard(videos, shard):
+    """The videos of shard 'i/n': videos i, i + n, i + 2n, ..."""
+    if not (match := re.fullmatch(r"(\d+)/(\d+)", shard)) or int(match[1]) >= int(match[2]):
+        raise InputError(f"--shard {shard}: expected i/n with i < n, such as 0/4")
+    return videos[int(match[1])::int(match[2])]
+
+
+WHERE_NOT_WHAT = ("devices", "output", "overwrite", "input", "model", "videos", "ask")  # arguments that leave the content as it is
+
+
+def make_meta(args, prompts, root, inputs):
+    """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers."""
+    content = {key: value for key, value in vars(args).items() if key not in WHERE_NOT_WHAT}
+    content |= {"model": fingerprint_model(args.model), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__, "opencv": cv2.__version__}
+    return {"stage": Path(sys.argv[0]).name, "arguments": json.loads(json.dumps(vars(args), default=str)), "content": content,
+            "root": str(root), "commit": git.stdout.strip() or None, "versions": versions, "finished": None}
+
+
+def fingerprint(*parts):
+    """16 hex digits of SHA-256 over texts or bytes, in order."""
+    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else str(part).encode() for part in parts)).hexdigest()[:16]
+
+
+def fingerprint_model(path):
+    """The same over a model's files: of each, 64 KiB in every MiB. A hub name stands for itself."""
+    parts = [path]
+    for file in sorted(Path(path).glob("*")):
+        if file.suffix in (".json", ".jinja", ".safetensors"):
+            data = np.memmap(file, mode="r")
+            parts = [*parts[1:], file.name, *(data[first:first + 2**16].tobytes() for first in range(0, len(data), 2**20))]
+    return fingerprint(*parts)
+
+
+def meta_path(output):
+    return Path(f"{output}.meta.json")
+
+
+def write_json(path, value):
+    """Whole or not at all: written beside and renamed."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def begin(output, meta, overwrite):
+    """True where the output is finished already; else its meta.json is written. InputError where it was begun with other arguments."""
+    path = meta_path(output)
+    if overwrite:
+        shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
+    elif output.exists() and not path.exists():
+        raise InputError(f"{output} is there without {path.name}, so nobody knows how it was begun; --overwrite starts anew")
+    elif output.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key, new in meta["content"].items():
+            if before["content"].get(key) != new:
+                raise InputError(f"{output} was begun with {key} = {before['content'].get(key)}, now it is {new}; "
+                                 "choose another --output, or --overwrite to start anew")
+        if before["finished"]:
+            print(f"{output} is finished; nothing to do")
+            return True
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, meta)
+    return False
+
+
+class Output:
+    """A JSONL output: one write and one flush a video. An unfinished one is gone on with behind its last whole video."""
+
+    def __init__(self, path, meta, overwrite=False):
+        self.path, self.meta, self.rows, self.begun = Path(path), meta, [], time.time()
+        self.finished = begin(self.path, meta, overwrite)
+        if self.path.exists() and not self.finished:
+            # The last video may lack rows, and the last line its end: both are cut off, and that video is done again.
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]
+            os.truncate(self.path, sum(map(len, lines[: len(self.rows)])))
+            print(f"going on with {self.path}: {len(group_by_video(self.rows))} videos are there")
+
+    def left(self, groups):
+        """The groups (video, rows) that are not in the output yet."""
+        done = {row["video"] for row in self.rows}
+        return [group for group in groups if group[0] not in done]
+
+    def write(self, rows):
+        """Appends all rows of one video."""
+        with self.path.open("ab") as file:
+            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        self.rows += rows
+
+    def finish(self, kept):
+        """Notes in meta.json that the output is whole, and prints what became of its rows (`kept`: their name)."""
+        self.path.touch()
+        facts = {"rows": len(self.rows), "seconds": round(time.time() - self.begun, 1)}
+        write_json(meta_path(self.path), self.meta | {"finished": facts})
+        print(f"{self.path}: {tally(self.rows, kept)}")
+
+
+# ---------------------------------------------------------------- videos
+
+def read_input(args, require):
+    """The rows that a stage works on -> (root of their videos, [(video, rows), ...]), after --shard and --limit."""
+    groups = take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
+    if not args.videos and not meta_path(args.input).exists():
+        raise InputError(f"{args.input} has no meta.json beside it that says where its videos are; say it with --videos DIR")
+    return Path(args.videos or json.loads(meta_path(args.input).read_text())["root"]), groups
+
+
+def frame_indices(total, fps, n, start=None, end=None):
+    """n frame numbers, evenly spread: the middles of n equal parts of [start, end] (seconds; None: the whole video).
+
+    InternVL's own sampling (also lmms-eval's): s + part / 2 + round(part * i). A video shorter than n repeats frames.
+    """
+    first = max(0, round(start * fps)) if start is not None else 0
+    last = min(round(end * fps), total - 1) if end is not None else total - 1
+    part = (last - first) / n
+    return [min(max(int(first + part / 2 + round(part * i)), 0), total - 1) for i in range(n)]
+
+
+def sample_frames(path, n, start=None, end=None, fps=None):
+    """n frames of a video -> uint8 array (n, height, width, 3), RGB. start, end: seconds; fps overrides the file's own rate.
+
+    Frames are decoded in order, never sought (seeking is inexact), and the container's frame count is an estimate: where it proves
+    wrong, the video is read again with the true count. OSError where it cannot be read.
+    """
+    capture = cv2.VideoCapture(str(path))
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    while True:
+        wanted = frame_indices(max(total, 1), fps or capture.get(cv2.CAP_PROP_FPS) or 1.0, n, start, end)
+        frames, count = {}, 0
+        while capture.grab():
+            if count in wanted:
+                frames[count] = cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
+            count += 1
+        if count == total and count:
+            return np.stack([frames[index] for index in wanted])
+        if not count:
+            raise OSError(f"{path}: " + ("no frame can be decoded" if Path(path).is_file() else "no such video"))
+        total, capture = count, cv2.VideoCapture(str(path))
+
+
+def pixel_values(frames, size):
+    """uint8 (F, H, W, 3) -> float32 (F, 3, size, size): bicubic with antialiasing, ImageNet mean and standard deviation."""
+    images = F.interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return (images.float() / 255 - mean) / std
+
+
+# ---------------------------------------------------------------- models and their placement
+
+def load(args):
+    """(model, tokenizer) as the common options say."""
+    devices = args.devices.split(",") if args.devices else None
+    return load_model(args.model, devices, getattr(torch, args.dtype) if args.dtype else None), load_tokenizer(args.model)
+
+
+def load_tokenizer(path):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.chat_template is None or len(encode(tokenizer, END_OF_TURN)) != 1:
+        raise InputError(f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token")
+    return tokenizer
+
+
+def split_layers(n_layers, n_devices):
+    """Device number of each decoder layer, contiguous and as even as can be: split_layers(5, 2) == [0, 0, 0, 1, 1]."""
+    return [layer * n_devices // n_layers for layer in range(n_layers)]
+
+
+def plan_placement(config, devices):
+    """A function: name of a module or tensor -> its device. Video and embeddings on the first device, norm and head on the last."""
+    layers = [devices[number] for number in split_layers(config.text_config.num_hidden_layers, len(devices))]
+    def place(name):
+        if layer := re.match(r"model\.language_model\.layers\.(\d+)", name):
+            return layers[int(layer[1])]
+        return devices[-1] if name.startswith(("model.language_model.norm", "lm_head")) else devices[0]
+    return place
+
+
+def load_model(path, devices=None, dtype=None):
+    """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices.
+
+    Built without storage (on meta), then each tensor is read from its safetensors file straight to its device; nothing is left at
+    random. devices: such as ["cuda:0", "cuda:1"] (default: all visible GPUs, else cpu); dtype: default float32 on cpu, else bfloat16.
+    """
+    devices = [torch.device(d) for d in devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]]
+    dtype = dtype or (torch.float32 if devices[0].type == "cpu" else torch.bfloat16)
+    directory = Path(path if Path(path).is_dir() else download(path))
+    config, files = AutoConfig.from_pretrained(directory), sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{path}: no *.safetensors file; other formats are not read")
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
+    for file, device in itertools.product(files, dict.fromkeys(devices)):
+        with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
+            names = {key: rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
+            chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
+        try:
+            unknown = model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys
+        except RuntimeError as error:
+            raise InputError(f"{file}: {error}") from error
+        if unknown:
+            raise InputError(f"{file}: {config.model_type} has no tensor {unknown[0]!r}")
+    if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
+        model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    for name, module in list(model.named_modules()):  # buffers that no file holds (rotary frequencies) are made again
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            model.set_submodule(name, type(module)(module.config).to(place(name)))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise InputError(f"{path}: there are no weights for {name}")
+    if len(set(devices)) > 1:
+        move_activations(model)
+    return model.eval()
+
+
+def download(name):
+    """A hub repository's weights, configuration and tokenizer -> the local directory."""
+    try:
+        return huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"])
+    except Exception as error:  # of many kinds; all mean that there is nothing to load
+        raise InputError(f"{name}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
+
+
+def move_activations(model):
+    """Hooks that bring each layer's inputs to its device; a cache stays, since every layer's part of it is already there."""
+    def hook(module, args, kwargs):
+        device = next(module.parameters()).device
+        move = lambda value: (value.to(device) if isinstance(value, torch.Tensor) else
+                              type(value)(map(move, value)) if isinstance(value, (tuple, list)) else value)
+        return move(args), {key: move(value) for key, value in kwargs.items()}
+    for module in [*model.model.language_model.layers, model.model.language_model.norm, model.lm_head]:
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+# ---------------------------------------------------------------- a video is read once
+
+def encode(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def chat_parts(tokenizer):
+    """The chat template, cut at the user's words: (text before them, text between them and the answer)."""
+    chat = [{"role": "user", "content": "WORDS"}]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True).split("WORDS")
+
+
+def encode_prefix(tokenizer, config, n_frames):
+    """Token ids of everything up to the end of the video: what all questions about it share."""
+    context = tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length
+    return encode(tokenizer, chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames)))
+
+
+def encode_branch(tokenizer, prompt, answer=""):
+    """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
+    return encode(tokenizer, prompt + chat_parts(tokenizer)[1]), encode(tokenizer, answer + END_OF_TURN)
+
+
+@dataclasses.dataclass
+class Video:
+    """A video as the model has read it."""
+    ids: torch.Tensor       # (1, P) its text, with a placeholder for each visual token
+    features: torch.Tensor  # (F, tokens a frame, hidden) of the frozen vision tower and projector
+    cache: object = None    # keys and values of the P tokens, once prefilled
+
+    @property
+    def inputs(self):
+        """What forward takes beside the ids, in place of pixels."""
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=self.features)}}
+
+
+def watch_each(model, tokenizer, groups, root, args, desc=None):
+    """Yields (rows, Video) for each (name, rows) of groups, while the next video is already being decoded in a thread.
+
+    Video is None where all rows are dropped, or become so here because the video cannot be read.
+    """
+    n_frames = args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES
+    with ThreadPoolExecutor(1) as reader:
+        read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, n_frames)
+        coming = [read(*group) for group in groups[:1]]
+        for number, (name, rows) in enumerate(tqdm(groups, desc, unit="video")):
+            frames, coming = coming.pop(), [read(*group) for group in groups[number + 1:number + 2]]
+            try:
+                yield rows, watch(model, tokenizer, frames.result()) if frames else None
+            except OSError as error:
+                for row in rows:
+                    row |= {"dropped": "unreadable_video", "error": str(error)}
+                yield rows, None
+
+
+@torch.no_grad()
+def watch(model, tokenizer, frames):
+    """Frames, uint8 (F, H, W, 3) -> Video: tower and projector run once, whatever is asked about it afterwards."""
+    pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(model.device, model.dtype)
+    ids = torch.tensor([encode_prefix(tokenizer, model.config, len(frames))], device=model.device)
+    return Video(ids, model.get_image_features(pixel_values=pixels).pooler_output)
+
+
+@torch.no_grad()
+def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
+    """Answers to several prompts about one video, decoded as one batch behind its one cache -> [(text, whole), ...].
+
+    whole is False where the answer ran into max_new_tokens. noise: a Noise to sample with; None is greedy.
+    """
+    if video.cache is None:
+        video.cache = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
+    cache = copy.deepcopy(video.cache)
+    cache.batch_repeat_interleave(len(prompts))
+    rows, [[end], *_] = zip(*(encode_branch(tokenizer, prompt) for prompt in prompts))
+    longest = max(map(len, rows))
+    ids = torch.tensor([[end] * (longest - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[1] * video.ids.shape[1] + [0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
+                         eos_token_id=end, pad_token_id=end, logits_processor=LogitsProcessorList([noise] if noise else []))
+    answers = [row[longest:].tolist() for row in out]
+    return [(tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True).strip(), end in row)
+            for row in answers]
+
+
+def pack(prefix_length, branches):
+    """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens: [video | branch 1 | branch 2 | ...].
+
+        mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
+
+    A token sees the video and its own branch, and positions restart behind the video: so each branch is computed as if it were alone.
+    Returns ids of the branches (T - P,), positions (T,), mask (T, T), and of all answer tokens the index (A,) and the branch (A,).
+    """
+    spans = [(0, prefix_length), *((len(prompt), len(prompt) + len(answer)) for prompt, answer in branches)]
+    branch = torch.cat([torch.full((length,), number - 1) for number, (_, length) in enumerate(spans)])  # -1: the video
+    positions = torch.cat([torch.arange(length) + prefix_length * (number > 0) for number, (_, length) in enumerate(spans)])
+    answers = torch.cat([torch.arange(length) >= prompt for prompt, length in spans]) & (branch >= 0)
+    mask = ((branch[None] == -1) | (branch[None] == branch[:, None])).tril()
+    return torch.tensor([id for prompt, answer in branches for id in prompt + answer]), positions, mask, answers.nonzero()[:, 0], branch[answers]
+
+
+def branch_logps(model, video, branches):
+    """Log-probs of B answers about one video, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).
+
+    branches: [(prompt ids, answer ids), ...]. Equal to separate sequences' log-probs, and so are the gradients (tests/test_prefix.py).
+    """
+    ids, positions, mask, targets, branch = (part.to(model.device) for part in pack(video.ids.shape[1], branches))
+    ids = torch.cat([video.ids[0], ids])[None]
+    logits = model(ids, **video.inputs, position_ids=positions[None], attention_mask=mask[None, None], use_cache=False,
+                   logits_to_keep=targets - 1).logits[0].float()  # the token before predicts it; the head runs on these alone
+    logps = logits.log_softmax(-1).gather(1, ids[0, targets, None].to(logits.device))[:, 0]
+    branch = branch.to(logps.device)
+    return logps.new_zeros(len(branches)).index_add(0, branch, logps), torch.bincount(branch, minlength=len(branches))
