@@ -6,6 +6,7 @@ Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches
 import argparse
 import copy
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -56,9 +57,7 @@ def run(main):
 
 
 # ---------------------------------------------------------------- the record
-
 ERROR_TYPES = ("factual_inaccuracy", "temporal_ordering", "spatial_relationship", "object_hallucination", "causal_reasoning", "detail_omission")
-KINDS = ("spatial", "temporal")
 
 # The only home of the schema: key -> (stage that writes it, type, meaning). A stage adds keys and edits none.
 RECORD = {
@@ -78,21 +77,18 @@ RECORD = {
 
 def read_jsonl(path, require=()):
     """Rows of a JSONL file, as a list of dicts; require: keys that every row must have. Raises InputError with file and line."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
     rows = {}
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line.decode("utf-8")) if line.strip() else None
-            wrong = row is not None and find_fault(row, require)
+            row = json.loads(line.decode("utf-8"))
+            fault = find_fault(row, require) or (row.get("id") in rows and f"the id {row['id']!r} stands twice")
         except ValueError as error:
-            wrong = f"not JSON in UTF-8 ({error})"
-        if wrong or row and row.get("id", number) in rows:
-            raise InputError(f"{path}, line {number}: " + (wrong or f"the id {row['id']!r} stands twice"))
-        if row:
-            rows[row.get("id", number)] = row
+            fault = f"not JSON in UTF-8 ({error})"
+        if fault:
+            raise InputError(f"{path}, line {number}: {fault}")
+        rows[row.get("id", number)] = row
     return list(rows.values())
 
 
@@ -117,15 +113,7 @@ def group_by_video(rows):
     return list(groups.items())
 
 
-def tally(rows, kept):
-    """The last line of a stage: 'rows in 12 = 7 pairs + 5 dropped (unchanged 3, no_error_found 2)'."""
-    reasons = Counter(row["dropped"] for row in rows if "dropped" in row)
-    listing = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
-    return f"rows in {len(rows)} = {len(rows) - reasons.total()} {kept} + {reasons.total()} dropped" + (f" ({listing})" if listing else "")
-
-
 # ---------------------------------------------------------------- the command line and the output
-
 def make_parser(doc, output, input=None, needs_output=True):
     """The options that all stages share. doc: the stage's docstring, which --help shows; output, input: the files' names."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,7 +146,7 @@ WHERE_NOT_WHAT = ("devices", "output", "overwrite", "input", "model", "videos", 
 def make_meta(args, prompts, root, inputs):
     """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers."""
     content = {key: value for key, value in vars(args).items() if key not in WHERE_NOT_WHAT}
-    content |= {"model": fingerprint_model(args.model), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
+    content |= {"model": fingerprint(Path(args.model)), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__, "opencv": cv2.__version__}
     return {"stage": Path(sys.argv[0]).name, "arguments": json.loads(json.dumps(vars(args), default=str)), "content": content,
@@ -166,18 +154,14 @@ def make_meta(args, prompts, root, inputs):
 
 
 def fingerprint(*parts):
-    """16 hex digits of SHA-256 over texts or bytes, in order."""
-    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else str(part).encode() for part in parts)).hexdigest()[:16]
-
-
-def fingerprint_model(path):
-    """The same over a model's files: of each, 64 KiB in every MiB. A hub name stands for itself."""
-    parts = [path]
-    for file in sorted(Path(path).glob("*")):
-        if file.suffix in (".json", ".jinja", ".safetensors"):
-            data = np.memmap(file, mode="r")
-            parts = [*parts[1:], file.name, *(data[first:first + 2**16].tobytes() for first in range(0, len(data), 2**20))]
-    return fingerprint(*parts)
+    """16 hex digits of SHA-256 over texts and over the files of directories (64 KiB in every MiB of each), in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        files = [file for file in sorted(part.glob("*")) if file.suffix in (".json", ".jinja", ".safetensors")] if isinstance(part, Path) else []
+        digest.update((" ".join(file.name for file in files) or f"{part}\0").encode())
+        for data in (np.memmap(file, mode="r") for file in files):
+            digest.update(b"".join(data[first:first + 2**16].tobytes() for first in range(0, len(data), 2**20)))
+    return digest.hexdigest()[:16]
 
 
 def meta_path(output):
@@ -202,8 +186,7 @@ def begin(output, meta, overwrite):
         before = json.loads(path.read_text(encoding="utf-8"))
         for key, new in meta["content"].items():
             if before["content"].get(key) != new:
-                raise InputError(f"{output} was begun with {key} = {before['content'].get(key)}, now it is {new}; "
-                                 "choose another --output, or --overwrite to start anew")
+                raise InputError(f"{output} was begun with {key} = {before['content'].get(key)}, now it is {new}; --overwrite starts anew")
         if before["finished"]:
             print(f"{output} is finished; nothing to do")
             return True
@@ -238,15 +221,16 @@ class Output:
         self.rows += rows
 
     def finish(self, kept):
-        """Notes in meta.json that the output is whole, and prints what became of its rows (`kept`: their name)."""
+        """Notes in meta.json that the output is whole, and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'."""
         self.path.touch()
-        facts = {"rows": len(self.rows), "seconds": round(time.time() - self.begun, 1)}
-        write_json(meta_path(self.path), self.meta | {"finished": facts})
-        print(f"{self.path}: {tally(self.rows, kept)}")
+        drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
+        account = f"rows in {len(self.rows)} = {len(self.rows) - drops.total()} {kept} + {drops.total()} dropped"
+        account += f" ({', '.join(f'{reason} {n}' for reason, n in drops.most_common())})" if drops else ""
+        write_json(meta_path(self.path), self.meta | {"finished": {"account": account, "seconds": round(time.time() - self.begun, 1)}})
+        print(f"{self.path}: {account}")
 
 
 # ---------------------------------------------------------------- videos
-
 def read_input(args, require):
     """The rows that a stage works on -> (root of their videos, [(video, rows), ...]), after --shard and --limit."""
     groups = take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
@@ -256,10 +240,9 @@ def read_input(args, require):
 
 
 def frame_indices(total, fps, n, start=None, end=None):
-    """n frame numbers, evenly spread: the middles of n equal parts of [start, end] (seconds; None: the whole video).
+    """n frame numbers: the middles of n equal parts of [start, end] (seconds; None: the whole video), rounded as InternVL and lmms-eval do.
 
-    InternVL's own sampling (also lmms-eval's): s + part / 2 + round(part * i). A video shorter than n repeats frames.
-    """
+    A video shorter than n repeats frames; bounds beyond its last frame are clamped."""
     first = max(0, round(start * fps)) if start is not None else 0
     last = min(round(end * fps), total - 1) if end is not None else total - 1
     part = (last - first) / n
@@ -267,11 +250,9 @@ def frame_indices(total, fps, n, start=None, end=None):
 
 
 def sample_frames(path, n, start=None, end=None, fps=None):
-    """n frames of a video -> uint8 array (n, height, width, 3), RGB. start, end: seconds; fps overrides the file's own rate.
+    """n frames of a video -> uint8 array (n, height, width, 3), RGB; OSError if unreadable. start, end: seconds; fps overrides the file's.
 
-    Frames are decoded in order, never sought (seeking is inexact), and the container's frame count is an estimate: where it proves
-    wrong, the video is read again with the true count. OSError where it cannot be read.
-    """
+    Frames are decoded in order, for seeking is inexact; where the container's frame count proves wrong, again with the true one."""
     capture = cv2.VideoCapture(str(path))
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     while True:
@@ -296,11 +277,9 @@ def pixel_values(frames, size):
 
 
 # ---------------------------------------------------------------- models and their placement
-
 def load(args):
     """(model, tokenizer) as the common options say."""
-    devices = args.devices.split(",") if args.devices else None
-    return load_model(args.model, devices, getattr(torch, args.dtype) if args.dtype else None), load_tokenizer(args.model)
+    return load_model(args.model, args.devices and args.devices.split(","), args.dtype and getattr(torch, args.dtype)), load_tokenizer(args.model)
 
 
 def load_tokenizer(path):
@@ -329,11 +308,15 @@ def load_model(path, devices=None, dtype=None):
     """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices.
 
     Built without storage (on meta), then each tensor is read from its safetensors file straight to its device; nothing is left at
-    random. devices: such as ["cuda:0", "cuda:1"] (default: all visible GPUs, else cpu); dtype: default float32 on cpu, else bfloat16.
-    """
+    random. devices: such as ["cuda:0", "cuda:1"] (default: all visible GPUs, else cpu); dtype: default float32 on cpu, else bfloat16."""
     devices = [torch.device(d) for d in devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]]
     dtype = dtype or (torch.float32 if devices[0].type == "cpu" else torch.bfloat16)
-    directory = Path(path if Path(path).is_dir() else download(path))
+    directory = Path(path)
+    if not directory.is_dir():
+        try:
+            directory = Path(huggingface_hub.snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
+        except Exception as error:  # of many kinds; all mean that there is nothing to load
+            raise InputError(f"{path}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
     config, files = AutoConfig.from_pretrained(directory), sorted(directory.glob("*.safetensors"))
     if not files:
         raise InputError(f"{path}: no *.safetensors file; other formats are not read")
@@ -363,14 +346,6 @@ def load_model(path, devices=None, dtype=None):
     return model.eval()
 
 
-def download(name):
-    """A hub repository's weights, configuration and tokenizer -> the local directory."""
-    try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"])
-    except Exception as error:  # of many kinds; all mean that there is nothing to load
-        raise InputError(f"{name}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
-
-
 def move_activations(model):
     """Hooks that bring each layer's inputs to its device; a cache stays, since every layer's part of it is already there."""
     def hook(module, args, kwargs):
@@ -383,11 +358,11 @@ def move_activations(model):
 
 
 # ---------------------------------------------------------------- a video is read once
-
 def encode(tokenizer, text):
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
+@functools.cache
 def chat_parts(tokenizer):
     """The chat template, cut at the user's words: (text before them, text between them and the answer)."""
     chat = [{"role": "user", "content": "WORDS"}]
@@ -421,8 +396,7 @@ class Video:
 def watch_each(model, tokenizer, groups, root, args, desc=None):
     """Yields (rows, Video) for each (name, rows) of groups, while the next video is already being decoded in a thread.
 
-    Video is None where all rows are dropped, or become so here because the video cannot be read.
-    """
+    Video is None where all rows are dropped, or become so here because the video cannot be read."""
     n_frames = args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES
     with ThreadPoolExecutor(1) as reader:
         read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, n_frames)
@@ -449,8 +423,7 @@ def watch(model, tokenizer, frames):
 def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     """Answers to several prompts about one video, decoded as one batch behind its one cache -> [(text, whole), ...].
 
-    whole is False where the answer ran into max_new_tokens. noise: a Noise to sample with; None is greedy.
-    """
+    whole: False where an answer ran into max_new_tokens; noise: a logits processor that makes the argmax a sample; None is greedy."""
     if video.cache is None:
         video.cache = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
     cache = copy.deepcopy(video.cache)
@@ -472,8 +445,7 @@ def pack(prefix_length, branches):
         mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
 
     A token sees the video and its own branch, and positions restart behind the video: so each branch is computed as if it were alone.
-    Returns ids of the branches (T - P,), positions (T,), mask (T, T), and of all answer tokens the index (A,) and the branch (A,).
-    """
+    Returns ids of the branches (T - P,), positions (T,), mask (T, T), and of all answer tokens the index (A,) and the branch (A,)."""
     spans = [(0, prefix_length), *((len(prompt), len(prompt) + len(answer)) for prompt, answer in branches)]
     branch = torch.cat([torch.full((length,), number - 1) for number, (_, length) in enumerate(spans)])  # -1: the video
     positions = torch.cat([torch.arange(length) + prefix_length * (number > 0) for number, (_, length) in enumerate(spans)])
@@ -483,10 +455,9 @@ def pack(prefix_length, branches):
 
 
 def branch_logps(model, video, branches):
-    """Log-probs of B answers about one video, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).
+    """Log-probs of the B branches' answers, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).
 
-    branches: [(prompt ids, answer ids), ...]. Equal to separate sequences' log-probs, and so are the gradients (tests/test_prefix.py).
-    """
+    Equal to the log-probs of separate sequences, and so are the gradients (tests/test_prefix.py)."""
     ids, positions, mask, targets, branch = (part.to(model.device) for part in pack(video.ids.shape[1], branches))
     ids = torch.cat([video.ids[0], ids])[None]
     logits = model(ids, **video.inputs, position_ids=positions[None], attention_mask=mask[None, None], use_cache=False,

@@ -113,11 +113,14 @@ def write_answers(model, tokenizer, video, rows, args):
 
 def answer_one(model, tokenizer, args):
     """Prints the answer to --ask, and says which of its words the model has never seen."""
-    unknown = [word for word in args.ask.split() if tokenizer.unk_token_id in common.encode(tokenizer, word)] if tokenizer.unk_token else []
+    words = args.ask.replace("?", " ").replace(",", " ").split()
+    unknown = [word for word in words if tokenizer.unk_token_id in common.encode(tokenizer, word)] if tokenizer.unk_token else []
     if unknown:
         print(f"(this model has never seen: {', '.join(unknown)})")
     root, names = sample_videos(args.input[:1], 1, args.seed)
-    [(row, video)] = common.watch_each(model, tokenizer, [(names[0], {})], root, args)
+    [(rows, video)] = common.watch_each(model, tokenizer, [(names[0], [{}])], root, args)
+    if video is None:
+        raise common.InputError(rows[0]["error"])
     print(common.decode(model, tokenizer, video, [common.ANSWER_PROMPT.format(question=args.ask)], args.max_new_tokens)[0][0])
 
 

@@ -176,7 +176,7 @@ def make_branches(shapes, rng, seen):
     """[(prompt, answer), ...]: the tasks that are taught about one video."""
     items = world.all_questions(shapes)
     draw = lambda n: [world.pick(items[type], seen, rng) for type in rng.choice(list(items), n, replace=False)]
-    aspects = dict(zip(world.TYPES, [aspect for kind in common.KINDS for aspect in generate.ASPECTS[kind]]))
+    aspects = dict(zip(world.TYPES, [aspect for kind in generate.ASPECTS for aspect in generate.ASPECTS[kind]]))
     branches = [(generate.QUESTION_PROMPT.format(aspect=aspects[item["type"]]), item["question"]) for item in draw(2)]
     branches += [(common.ANSWER_PROMPT.format(question=item["question"]), first_answer(item, shapes, rng)) for item in draw(3)]
     for item in draw(4):

@@ -1,0 +1,32 @@
+# make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
+# make test    the tests: under a minute, no network, no GPU
+
+PYTHON ?= python3
+
+loop: .venv/ready
+	PATH="$(CURDIR)/.venv/bin:$$PATH" bash shapes/loop.sh
+
+test: .venv/ready-dev
+	.venv/bin/python -m pytest -q tests
+
+# A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@if ! .venv/bin/python -c 'import cv2' 2>/dev/null; then \
+	  version=$$(sed -n 's/^opencv-python==//p' requirements.txt); \
+	  echo "import cv2 fails here (no libGL?): installing opencv-python-headless $$version in place of opencv-python"; \
+	  .venv/bin/python -m pip uninstall --quiet --yes opencv-python && \
+	  .venv/bin/python -m pip install --quiet --disable-pip-version-check opencv-python-headless==$$version && \
+	  .venv/bin/python -c 'import cv2'; fi
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -v '^-r' requirements-dev.txt)
+	touch $@
+
+clean:
+	rm -rf .venv runs
+
+.PHONY: loop test clean

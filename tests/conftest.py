@@ -1,0 +1,38 @@
+"""What several tests share. Run with `make test`, or `python -m pytest` from the root."""
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+torch.set_num_threads(1)  # at this size a second thread only costs
+
+import common  # noqa: E402
+from shapes import world  # noqa: E402
+
+MODEL = Path(__file__).parent.parent / "shapes" / "model"
+
+
+@pytest.fixture(scope="session")
+def model():
+    return common.load_model(MODEL, ["cpu"])
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return common.load_tokenizer(MODEL)
+
+
+@pytest.fixture(scope="session")
+def video_file(tmp_path_factory):
+    """A collision, as a real .mp4 file of 16 frames."""
+    path = tmp_path_factory.mktemp("video") / "scene.mp4"
+    world.render(world.make_scene(0, "dev", 2), path)
+    return path
+
+
+@pytest.fixture
+def frames(video_file):
+    return common.sample_frames(video_file, 8)

@@ -1,0 +1,113 @@
+"""The files between the stages: read with care, written a video at a time, gone on with where they stopped."""
+import argparse
+import json
+
+import pytest
+
+import common
+import critique
+import generate
+import refine
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("line, complaint", [
+    (b'{"id": "b"', "not JSON"),
+    (b'{"id": "\xff"}', "not JSON in UTF-8"),
+    (b'["b"]', "an object is expected, not list"),
+    (b'{"id": "b", "video": "v"}', "no key 'question', which generate.py writes"),
+    (b'{"id": "b", "video": "v", "question": 7}', "'question' has the type int"),
+    (b'{"id": "b", "video": "v", "question": "q?", "error_types": ["typo"]}', "unknown error type 'typo'"),
+    (b'{"id": "a", "video": "v", "question": "q?"}', "the id 'a' stands twice"),
+])
+def test_a_bad_row_is_named_with_file_and_line(tmp_path, line, complaint):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": "a", "video": "v", "question": "q?"}\n' + line + b"\n")
+    with pytest.raises(common.InputError, match=f"rows.jsonl, line 2: .*{complaint}"):
+        common.read_jsonl(path, ("id", "video", "question"))
+
+
+def test_a_dropped_row_needs_no_more_than_id_and_video(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"id": "a", "video": "v", "dropped": "bad_question"})
+    assert len(common.read_jsonl(path, ("id", "video", "question", "initial"))) == 1
+
+
+META = {"content": {"seed": 0}, "root": "/videos", "finished": None}
+ROWS = [{"id": f"{video}/{n}", "video": video, "text": "ü" * n} for video in ("a", "b", "c") for n in range(3)]
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_an_output_cut_anywhere_goes_on_to_the_same_bytes(tmp_path, cut):
+    groups = common.group_by_video(ROWS)
+
+    def work(path, limit=None):
+        out = common.Output(path, META)
+        for _, rows in out.left(groups)[:limit]:
+            out.write(rows)
+        return out
+
+    work(tmp_path / "whole").finish("rows")
+    work(tmp_path / "torn", 2)
+    data = (tmp_path / "torn").read_bytes()
+    (tmp_path / "torn").write_bytes(data[:-cut])  # from a torn last line to a whole video and more
+    work(tmp_path / "torn").finish("rows")
+    assert (tmp_path / "torn").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert common.Output(tmp_path / "torn", META).finished
+
+
+def test_other_arguments_than_it_was_begun_with_are_refused(tmp_path):
+    common.Output(tmp_path / "out", META).write(ROWS[:3])
+    with pytest.raises(common.InputError, match="begun with seed = 0, now it is 1"):
+        common.Output(tmp_path / "out", META | {"content": {"seed": 1}})
+    common.Output(tmp_path / "out", META | {"content": {"seed": 1}}, overwrite=True).finish("rows")
+
+
+def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = common.fingerprint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert common.fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("The square moves left.\nErrors: factual_inaccuracy", ["factual_inaccuracy"]),
+    ("Errors: none", []),
+    ("errors: None.", []),
+    ("**Errors:** Temporal ordering, Object-Hallucination", ["temporal_ordering", "object_hallucination"]),
+    ("I see no errors: the answer is fine.\nErrors: detail_omission", ["detail_omission"]),  # the last one counts
+    ("The answer is wrong.", None),
+    ("Errors: many", None),
+    ("Errors:", None),
+])
+def test_the_verdict_is_read_from_the_critique(text, expected):
+    assert critique.parse_error_types(text) == expected
+
+
+def test_which_questions_are_dropped():
+    earlier = {"which way does it move?"}
+    assert generate.judge_question("Why does it move?", True, earlier) is None
+    assert generate.judge_question("Which way does it move?", True, earlier) == "duplicate_question"
+    for text, whole in (("Why does it", False), ("It moves.", True), ("1. Why?\n2. How does it move?", True), ("Why?", True)):
+        assert generate.judge_question(text, whole, earlier) == "bad_question"
+
+
+def test_what_makes_a_pair():
+    assert refine.judge_critique({"error_types": None}) == "unreadable_critique"
+    assert refine.judge_critique({"error_types": []}) == "no_error_found"
+    assert refine.judge_critique({"error_types": ["temporal_ordering"]}) is None
+    row = {"initial": "It moves left.", "revised": "it moves left"}
+    assert refine.judge_revision(row, True) == "unchanged"
+    assert refine.judge_revision(row | {"revised": "It moves right."}, True) is None
+    assert refine.judge_revision(row | {"revised": "It moves right."}, False) == "truncated"
+
+
+def test_shards_cover_all_videos_once():
+    videos = list("abcdefg")
+    shards = [common.take_shard(videos, f"{n}/3") for n in range(3)]
+    assert sorted(sum(shards, [])) == videos and shards[1] == ["b", "e"]
+    with pytest.raises(common.InputError, match="expected i"):
+        common.take_shard(videos, "3/3")
