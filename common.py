@@ -1,6 +1,5 @@
 """What two stages or more use: the record, outputs that go on where they stopped, frames, placement of a model, and the one idea
 behind the speed of this project, a video is read once.
-
 Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens.
 """
 import argparse
@@ -36,16 +35,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 DEFAULT_FRAMES = 32  # where the checkpoint's config.json has no `num_frames`
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
 END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
-
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 
 
 class InputError(Exception):
-    """Something that a user can mend: `run` prints it as one line, without a traceback."""
+    """Something that a user can mend."""
 
 
 def run(main):
-    """Calls a stage's main. An InputError or Ctrl-C ends it with one line, and exit code 1 or 130."""
+    """Calls a stage's main. An InputError or Ctrl-C ends it with one line instead of a traceback, and exit code 1 or 130."""
     transformers.utils.logging.disable_progress_bar()
     try:
         main()
@@ -58,7 +56,6 @@ def run(main):
 
 # ---------------------------------------------------------------- the record
 ERROR_TYPES = ("factual_inaccuracy", "temporal_ordering", "spatial_relationship", "object_hallucination", "causal_reasoning", "detail_omission")
-
 # The only home of the schema: key -> (stage that writes it, type, meaning). A stage adds keys and edits none.
 RECORD = {
     "id": ("generate", str, "<video>/<kind>/<n>, unique"),
@@ -96,13 +93,10 @@ def find_fault(row, require):
     """What keeps a row from being a record, or None. A dropped row needs only its id and video."""
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
-    for key in ("id", "video") if require and "dropped" in row else require:
-        if key not in row:
-            return f"no key {key!r}, which {RECORD[key][0]}.py writes"
-    for key in row.keys() & RECORD.keys():
-        if not isinstance(row[key], RECORD[key][1]):
-            return f"{key!r} has the type {type(row[key]).__name__}"
-    return next((f"unknown error type {error!r}" for error in row.get("error_types") or () if error not in ERROR_TYPES), None)
+    needed = ("id", "video") if require and "dropped" in row else require
+    faults = [f"no key {key!r}, which {RECORD[key][0]}.py writes" for key in needed if key not in row]
+    faults += [f"{key!r} has the type {type(row[key]).__name__}" for key in RECORD if key in row and not isinstance(row[key], RECORD[key][1])]
+    return next(iter(faults or [f"unknown error type {error!r}" for error in row.get("error_types") or () if error not in ERROR_TYPES]), None)
 
 
 def group_by_video(rows):
@@ -170,9 +164,8 @@ def meta_path(output):
 
 def write_json(path, value):
     """Whole or not at all: written beside and renamed."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    Path(f"{path}.part").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(f"{path}.part", path)
 
 
 def begin(output, meta, overwrite):
@@ -197,7 +190,6 @@ def begin(output, meta, overwrite):
 
 class Output:
     """A JSONL output: one write and one flush a video. An unfinished one is gone on with behind its last whole video."""
-
     def __init__(self, path, meta, overwrite=False):
         self.path, self.meta, self.rows, self.begun = Path(path), meta, [], time.time()
         self.finished = begin(self.path, meta, overwrite)
@@ -241,7 +233,6 @@ def read_input(args, require):
 
 def frame_indices(total, fps, n, start=None, end=None):
     """n frame numbers: the middles of n equal parts of [start, end] (seconds; None: the whole video), rounded as InternVL and lmms-eval do.
-
     A video shorter than n repeats frames; bounds beyond its last frame are clamped."""
     first = max(0, round(start * fps)) if start is not None else 0
     last = min(round(end * fps), total - 1) if end is not None else total - 1
@@ -251,7 +242,6 @@ def frame_indices(total, fps, n, start=None, end=None):
 
 def sample_frames(path, n, start=None, end=None, fps=None):
     """n frames of a video -> uint8 array (n, height, width, 3), RGB; OSError if unreadable. start, end: seconds; fps overrides the file's.
-
     Frames are decoded in order, for seeking is inexact; where the container's frame count proves wrong, again with the true one."""
     capture = cv2.VideoCapture(str(path))
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -284,7 +274,7 @@ def load(args):
 
 def load_tokenizer(path):
     tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.chat_template is None or len(encode(tokenizer, END_OF_TURN)) != 1:
+    if tokenizer.chat_template is None or len(tokenizer.encode(END_OF_TURN, add_special_tokens=False)) != 1:
         raise InputError(f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token")
     return tokenizer
 
@@ -298,15 +288,13 @@ def plan_placement(config, devices):
     """A function: name of a module or tensor -> its device. Video and embeddings on the first device, norm and head on the last."""
     layers = [devices[number] for number in split_layers(config.text_config.num_hidden_layers, len(devices))]
     def place(name):
-        if layer := re.match(r"model\.language_model\.layers\.(\d+)", name):
-            return layers[int(layer[1])]
-        return devices[-1] if name.startswith(("model.language_model.norm", "lm_head")) else devices[0]
+        layer = re.match(r"model\.language_model\.layers\.(\d+)", name)
+        return layers[int(layer[1])] if layer else devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0]
     return place
 
 
 def load_model(path, devices=None, dtype=None):
     """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices.
-
     Built without storage (on meta), then each tensor is read from its safetensors file straight to its device; nothing is left at
     random. devices: such as ["cuda:0", "cuda:1"] (default: all visible GPUs, else cpu); dtype: default float32 on cpu, else bfloat16."""
     devices = [torch.device(d) for d in devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]]
@@ -358,10 +346,6 @@ def move_activations(model):
 
 
 # ---------------------------------------------------------------- a video is read once
-def encode(tokenizer, text):
-    return tokenizer(text, add_special_tokens=False).input_ids
-
-
 @functools.cache
 def chat_parts(tokenizer):
     """The chat template, cut at the user's words: (text before them, text between them and the answer)."""
@@ -372,12 +356,13 @@ def chat_parts(tokenizer):
 def encode_prefix(tokenizer, config, n_frames):
     """Token ids of everything up to the end of the video: what all questions about it share."""
     context = tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length
-    return encode(tokenizer, chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames)))
+    text = chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames))
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def encode_branch(tokenizer, prompt, answer=""):
     """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
-    return encode(tokenizer, prompt + chat_parts(tokenizer)[1]), encode(tokenizer, answer + END_OF_TURN)
+    return tuple(tokenizer.encode(text, add_special_tokens=False) for text in (prompt + chat_parts(tokenizer)[1], answer + END_OF_TURN))
 
 
 @dataclasses.dataclass
@@ -395,7 +380,6 @@ class Video:
 
 def watch_each(model, tokenizer, groups, root, args, desc=None):
     """Yields (rows, Video) for each (name, rows) of groups, while the next video is already being decoded in a thread.
-
     Video is None where all rows are dropped, or become so here because the video cannot be read."""
     n_frames = args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES
     with ThreadPoolExecutor(1) as reader:
@@ -422,7 +406,6 @@ def watch(model, tokenizer, frames):
 @torch.no_grad()
 def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     """Answers to several prompts about one video, decoded as one batch behind its one cache -> [(text, whole), ...].
-
     whole: False where an answer ran into max_new_tokens; noise: a logits processor that makes the argmax a sample; None is greedy."""
     if video.cache is None:
         video.cache = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
@@ -456,7 +439,6 @@ def pack(prefix_length, branches):
 
 def branch_logps(model, video, branches):
     """Log-probs of the B branches' answers, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).
-
     Equal to the log-probs of separate sequences, and so are the gradients (tests/test_prefix.py)."""
     ids, positions, mask, targets, branch = (part.to(model.device) for part in pack(video.ids.shape[1], branches))
     ids = torch.cat([video.ids[0], ids])[None]

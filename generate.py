@@ -114,7 +114,7 @@ def write_answers(model, tokenizer, video, rows, args):
 def answer_one(model, tokenizer, args):
     """Prints the answer to --ask, and says which of its words the model has never seen."""
     words = args.ask.replace("?", " ").replace(",", " ").split()
-    unknown = [word for word in words if tokenizer.unk_token_id in common.encode(tokenizer, word)] if tokenizer.unk_token else []
+    unknown = [word for word in words if tokenizer.unk_token_id in tokenizer.encode(word)] if tokenizer.unk_token else []
     if unknown:
         print(f"(this model has never seen: {', '.join(unknown)})")
     root, names = sample_videos(args.input[:1], 1, args.seed)
