@@ -47,6 +47,15 @@ def test_pixels_are_normalized_as_imagenet_s():
     torch.testing.assert_close(pixels[0, :, 7, 7], torch.tensor(expected))
 
 
+def test_resizing_does_not_alias():
+    # columns white black black white, to a quarter of the size: grey to every eye, but without a filter each point falls between two black ones
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, 0::4] = stripes[:, :, 3::4] = 255
+    grey = common.pixel_values(np.full((1, 64, 64, 3), 128, np.uint8), 16)
+    inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # the filter is cut off at the edges
+    torch.testing.assert_close(common.pixel_values(stripes, 16)[inside], grey[inside], atol=0.05, rtol=0)
+
+
 def test_videos_are_drawn_evenly_over_the_inputs(tmp_path):
     for name, n in (("many", 20), ("few", 2)):
         (tmp_path / name).mkdir()
