@@ -116,7 +116,7 @@ def make_parser(doc, output, input=None, needs_output=True):
     if input:
         add("--input", required=True, help=input)
         add("--videos", help="the videos' root, where it moved (default: what the input's meta.json says)")
-    add("--output", type=Path, required=needs_output, help=f"{output}; the same command again goes on where it stopped")
+    add("--output", type=Path, required=needs_output, help=f"{output}; run again, a stage goes on where it stopped")
     add("--overwrite", action="store_true", help="start the output anew")
     add("--devices", help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on CUDA")
@@ -385,7 +385,7 @@ def watch_each(model, tokenizer, groups, root, args, desc=None):
     with ThreadPoolExecutor(1) as reader:
         read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, n_frames)
         coming = [read(*group) for group in groups[:1]]
-        for number, (name, rows) in enumerate(tqdm(groups, desc, unit="video")):
+        for number, (name, rows) in enumerate(tqdm(groups, desc, unit="video", disable=len(groups) < 2)):
             frames, coming = coming.pop(), [read(*group) for group in groups[number + 1:number + 2]]
             try:
                 yield rows, watch(model, tokenizer, frames.result()) if frames else None
