@@ -116,7 +116,7 @@ def make_parser(doc, output, input=None, needs_output=True):
     if input:
         add("--input", required=True, help=input)
         add("--videos", help="the videos' root, where it moved (default: what the input's meta.json says)")
-    add("--output", type=Path, required=needs_output, help=f"{output}; run again, a stage goes on where it stopped")
+    add("--output", type=Path, required=needs_output, help=output)
     add("--overwrite", action="store_true", help="start the output anew")
     add("--devices", help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on CUDA")

@@ -43,7 +43,7 @@ def write_critiques(model, tokenizer, video, rows, args):
 
 
 def main():
-    parser = common.make_parser(__doc__, "critiques.jsonl", "responses.jsonl")
+    parser = common.make_parser(__doc__, "critiques.jsonl; run again, it goes on where it stopped", "responses.jsonl")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="of a critique; the verdict of a longer one is unreadable")
     args = parser.parse_args()
 

@@ -124,7 +124,7 @@ def save(model, tokenizer, args, n_pairs, last):
 
 
 def parse_args():
-    parser = common.make_parser(__doc__, "directory of the trained model (a training that was cut off starts anew)", "pairs.jsonl")
+    parser = common.make_parser(__doc__, "directory of the trained model; a training that was cut off starts anew", "pairs.jsonl")
     parser.add_argument("--loss", choices=LOSSES, default="sigmoid", help="sft: plain cross-entropy on one side of the pairs")
     parser.add_argument("--beta", type=float, default=0.1, help="strength of the tie to the reference")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="share of pairs taken to be inverted (sigmoid only)")

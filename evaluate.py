@@ -115,7 +115,7 @@ def write_replies(model, tokenizer, video, rows, args):
 
 
 def main():
-    parser = common.make_parser(__doc__, "directory of the results")
+    parser = common.make_parser(__doc__, "directory of the results; run again, it goes on where it stopped")
     parser.add_argument("--benchmark", required=True, choices=BENCHMARKS)
     parser.add_argument("--input", required=True, help="directory of the benchmark")
     args = parser.parse_args()

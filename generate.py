@@ -125,7 +125,7 @@ def answer_one(model, tokenizer, args):
 
 
 def main():
-    parser = common.make_parser(__doc__, "responses.jsonl", needs_output=False)
+    parser = common.make_parser(__doc__, "responses.jsonl; run again, it goes on where it stopped", needs_output=False)
     parser.add_argument("--input", nargs="+", required=True, help="video files and directories of them")
     parser.add_argument("--ask", metavar="QUESTION", help="only print the answer to this question about the first input (greedy)")
     parser.add_argument("--spatial", type=int, default=3, help="spatial questions a video")

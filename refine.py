@@ -38,7 +38,7 @@ def write_revisions(model, tokenizer, video, rows, args):
 
 
 def main():
-    parser = common.make_parser(__doc__, "pairs.jsonl", "critiques.jsonl")
+    parser = common.make_parser(__doc__, "pairs.jsonl; run again, it goes on where it stopped", "critiques.jsonl")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of a revision; a longer one is dropped as truncated")
     args = parser.parse_args()
 
