@@ -154,7 +154,8 @@ def main():
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     reference = reference_logps(model, tokenizer, groups, root, args)
-    order, batches = make_batches([group for group in groups if group[0] in reference], args)
+    groups = [group for group in groups if group[0] in reference]
+    order, batches = make_batches(groups, args)
     args.output.mkdir(exist_ok=True)
     metrics = (args.output / "metrics.jsonl").open("w", buffering=1)
 

@@ -131,9 +131,9 @@ def main():
         if video:
             write_replies(model, tokenizer, video, rows, args)
         out.write(rows)
-    out.finish("replies")
     results = score(out.rows)
     common.write_json(args.output / "results.json", results | {"benchmark": args.benchmark, "model": args.model, "seed": args.seed})
+    out.finish("replies")  # last, so that what is called finished has its scores
     print(f"accuracy {results['accuracy']:.3f} {results['interval']}, n = {results['n']} questions about {results['n_videos']} videos")
 
 

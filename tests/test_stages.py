@@ -81,6 +81,15 @@ def test_predictions_are_records_that_the_critic_can_read(root, run):
     assert all(isinstance(row["critique"], str) for row in critiques)
 
 
+def test_a_run_that_was_stopped_before_scoring_is_scored_the_next_time(root, run, monkeypatch):
+    def stopped(rows):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate, "score", stopped)
+        run(evaluate, root / "dev", "eval", "--benchmark", "shapes")
+    assert (run(evaluate, root / "dev", "eval", "--benchmark", "shapes") / "results.json").exists()
+
+
 def test_one_question_is_answered_and_unknown_words_are_said(root, run, capsys):
     run(generate, root / "dev" / "videos" / "dev_0002.mp4", "none", "--ask", "which way does the purple square move?")
     said = capsys.readouterr().out.splitlines()
