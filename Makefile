@@ -1,5 +1,6 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
 # make test    the tests: under a minute, no network, no GPU
+# make test-slow    kills, real clips (downloaded once), spoilt files: a few minutes
 
 PYTHON ?= python3
 
@@ -8,6 +9,10 @@ loop: .venv/ready
 
 test: .venv/ready-dev
 	.venv/bin/python -m pytest -q tests
+
+test-slow: .venv/ready-dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 500
 
 # A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
 .venv/ready: requirements.txt
@@ -29,4 +34,4 @@ test: .venv/ready-dev
 clean:
 	rm -rf .venv runs
 
-.PHONY: loop test clean
+.PHONY: loop test test-slow clean

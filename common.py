@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,39 +21,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import filelock
 import huggingface_hub
 import numpy as np
 import safetensors
 import torch
-import torch.nn.functional as F
 import transformers
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, LogitsProcessorList
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 DEFAULT_FRAMES = 32  # where the checkpoint's config.json has no `num_frames`
+FOLDER_FPS, IMAGE_SUFFIXES = 3.0, (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # a folder of frames is a video too; fps as in MVBench
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
 END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 
-
 class InputError(Exception):
     """Something that a user can mend."""
 
-
 def run(main):
-    """Calls a stage's main. An InputError or Ctrl-C ends it with one line instead of a traceback, and exit code 1 or 130."""
+    """Calls a stage's main. What a user can mend, a full disk among it, or Ctrl-C ends it with one line and exit code 1 or 130."""
     transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video stands in its rows
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError, safetensors.SafetensorError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on: python {' '.join(sys.argv)}", file=sys.stderr)
+        print(f"\nstopped; the same command goes on: python {shlex.join(sys.argv)}", file=sys.stderr)
         sys.exit(130)
-
 
 # ---------------------------------------------------------------- the record
 ERROR_TYPES = ("factual_inaccuracy", "temporal_ordering", "spatial_relationship", "object_hallucination", "causal_reasoning", "detail_omission")
@@ -71,23 +72,30 @@ RECORD = {
     "dropped": ("any", str, "why the row makes no pair; later stages pass it over"),
 }
 
+def read_json(path, require=()):
+    """The object in a JSON file; require: keys that it must have. Raises InputError with the file's name."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        missing = [key for key in require if key not in value]
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise InputError(f"{path}: not to be read as JSON ({error})") from error
+    if missing:
+        raise InputError(f"{path}: no key {missing[0]!r}")
+    return value
 
-def read_jsonl(path, require=()):
-    """Rows of a JSONL file, as a list of dicts; require: keys that every row must have. Raises InputError with file and line."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    rows = {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+def read_jsonl(path, require=(), torn=False):
+    """Rows of a JSONL file, dicts. require: keys of every row; torn: pass over a last line without its end. InputError names file and line."""
+    lines, rows = Path(path).read_bytes().splitlines(keepends=True), {}
+    for number, line in enumerate(lines[:-1] if torn and lines and not lines[-1].endswith(b"\n") else lines, 1):
         try:
             row = json.loads(line.decode("utf-8"))
             fault = find_fault(row, require) or (row.get("id") in rows and f"the id {row['id']!r} stands twice")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fault = f"not JSON in UTF-8 ({error})"
         if fault:
             raise InputError(f"{path}, line {number}: {fault}")
         rows[row.get("id", number)] = row
     return list(rows.values())
-
 
 def find_fault(row, require):
     """What keeps a row from being a record, or None. A dropped row needs only its id and video."""
@@ -98,14 +106,12 @@ def find_fault(row, require):
     faults += [f"{key!r} has the type {type(row[key]).__name__}" for key in RECORD if key in row and not isinstance(row[key], RECORD[key][1])]
     return next(iter(faults or [f"unknown error type {error!r}" for error in row.get("error_types") or () if error not in ERROR_TYPES]), None)
 
-
 def group_by_video(rows):
     """[(video, its rows), ...] in order of first appearance."""
     groups = {}
     for row in rows:
         groups.setdefault(row["video"], []).append(row)
     return list(groups.items())
-
 
 # ---------------------------------------------------------------- the command line and the output
 def make_parser(doc, output, input=None, needs_output=True):
@@ -123,9 +129,9 @@ def make_parser(doc, output, input=None, needs_output=True):
     add("--frames", type=int, help=f"frames a video (default: what the checkpoint says, else {DEFAULT_FRAMES})")
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="only N videos")
+    add("--max-bad", type=float, default=0.5, metavar="SHARE", help="stop when more than this share of the videos is unreadable (1.0: never)")
     add("--shard", default="0/1", help="i/n: every n-th video from the i-th on, i < n; afterwards cat the outputs")
     return parser
-
 
 def take_shard(videos, shard):
     """The videos of shard 'i/n': videos i, i + n, i + 2n, ..."""
@@ -133,19 +139,15 @@ def take_shard(videos, shard):
         raise InputError(f"--shard {shard}: expected i/n with i < n, such as 0/4")
     return videos[int(match[1])::int(match[2])]
 
-
-WHERE_NOT_WHAT = ("devices", "output", "overwrite", "input", "model", "videos", "ask")  # arguments that leave the content as it is
-
-
 def make_meta(args, prompts, root, inputs):
     """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers."""
-    content = {key: value for key, value in vars(args).items() if key not in WHERE_NOT_WHAT}
+    where_not_what = ("devices", "output", "overwrite", "input", "model", "videos", "ask", "max_bad", "save_every")
+    content = {key: value for key, value in vars(args).items() if key not in where_not_what}
     content |= {"model": fingerprint(Path(args.model)), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__, "opencv": cv2.__version__}
     return {"stage": Path(sys.argv[0]).name, "arguments": json.loads(json.dumps(vars(args), default=str)), "content": content,
-            "root": str(root), "commit": git.stdout.strip() or None, "versions": versions, "finished": None}
-
+            "root": str(root), "commit": git.stdout.strip() or None, "versions": versions, "process": os.getpid(), "finished": None}
 
 def fingerprint(*parts):
     """16 hex digits of SHA-256 over texts and over the files of directories (64 KiB in every MiB of each), in order."""
@@ -157,60 +159,68 @@ def fingerprint(*parts):
             digest.update(b"".join(data[first:first + 2**16].tobytes() for first in range(0, len(data), 2**20)))
     return digest.hexdigest()[:16]
 
-
 def meta_path(output):
     return Path(f"{output}.meta.json")
-
 
 def write_json(path, value):
     """Whole or not at all: written beside and renamed."""
     Path(f"{path}.part").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(f"{path}.part", path)
 
-
 def begin(output, meta, overwrite):
-    """True where the output is finished already; else its meta.json is written. InputError where it was begun with other arguments."""
-    path = meta_path(output)
+    """Takes an output into hold and writes its meta.json -> the lock, which lets go when this process ends; None where it is finished.
+    InputError where another process writes it, or where it was begun with other arguments."""
+    path, lock = meta_path(output), filelock.FileLock(output.parent / f".{output.name}.lock", timeout=0, is_singleton=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InputError(f"{output} is being written by process {read_json(path, ['process'])['process']}") from None
     if overwrite:
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
     elif output.exists() and not path.exists():
         raise InputError(f"{output} is there without {path.name}, so nobody knows how it was begun; --overwrite starts anew")
     elif output.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, ["content", "finished"])
         for key, new in meta["content"].items():
             if before["content"].get(key) != new:
                 raise InputError(f"{output} was begun with {key} = {before['content'].get(key)}, now it is {new}; --overwrite starts anew")
         if before["finished"]:
             print(f"{output} is finished; nothing to do")
-            return True
-    output.parent.mkdir(parents=True, exist_ok=True)
+            return None
     write_json(path, meta)
-    return False
-
+    return lock
 
 class Output:
-    """A JSONL output: one write and one flush a video. An unfinished one is gone on with behind its last whole video."""
-    def __init__(self, path, meta, overwrite=False):
-        self.path, self.meta, self.rows, self.begun = Path(path), meta, [], time.time()
-        self.finished = begin(self.path, meta, overwrite)
+    """A JSONL output of one group of rows a video: one write and one flush each. An unfinished one is gone on with behind its last
+    whole video. groups: [(video, rows), ...], all that it will hold; `left`: those that it does not hold yet."""
+    def __init__(self, path, args, meta, groups):
+        self.path, self.meta, self.rows, self.bad, self.most_bad = path, meta, [], set(), args.max_bad * len(groups)
+        self.begun, self.lock = time.time(), begin(path, meta, args.overwrite)
+        self.finished = self.lock is None
         if self.path.exists() and not self.finished:
-            # The last video may lack rows, and the last line its end: both are cut off, and that video is done again.
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
-            self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]
-            os.truncate(self.path, sum(map(len, lines[: len(self.rows)])))
-            print(f"going on with {self.path}: {len(group_by_video(self.rows))} videos are there")
-
-    def left(self, groups):
-        """The groups (video, rows) that are not in the output yet."""
+            rows, ids = read_jsonl(self.path, ("id", "video"), torn=True), [row["id"] for _, rows in groups for row in rows]
+            for number, row in enumerate(rows):
+                if row["id"] not in ids[number:number + 1]:
+                    raise InputError(f"{self.path}, line {number + 1}: not the row that stood here; mend it, or --overwrite starts anew")
+            self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]  # the last one may lack rows: it is done again
+            os.truncate(self.path, sum(map(len, self.path.read_bytes().splitlines(keepends=True)[: len(self.rows)])))
+            print(f"going on with {self.path}: {len(group_by_video(self.rows))} whole videos are there; what stood behind them is done again")
         done = {row["video"] for row in self.rows}
-        return [group for group in groups if group[0] not in done]
+        self.left = [group for group in groups if group[0] not in done]
+        self.count_bad(self.rows)
 
     def write(self, rows):
-        """Appends all rows of one video."""
+        """Appends all rows of one video. InputError where by now too many videos are unreadable."""
         with self.path.open("ab") as file:
             file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         self.rows += rows
+        self.count_bad(rows)
+
+    def count_bad(self, rows):
+        self.bad |= {row["video"] for row in rows if row.get("dropped") == "unreadable_video"}
+        if len(self.bad) > self.most_bad:
+            raise InputError(f"{len(self.bad)} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
 
     def finish(self, kept):
         """Notes in meta.json that the output is whole, and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'."""
@@ -221,68 +231,73 @@ class Output:
         write_json(meta_path(self.path), self.meta | {"finished": {"account": account, "seconds": round(time.time() - self.begun, 1)}})
         print(f"{self.path}: {account}")
 
-
 # ---------------------------------------------------------------- videos
 def read_input(args, require):
     """The rows that a stage works on -> (root of their videos, [(video, rows), ...]), after --shard and --limit."""
-    groups = take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
-    if not args.videos and not meta_path(args.input).exists():
+    path = meta_path(args.input)
+    if not args.videos and not path.exists():
         raise InputError(f"{args.input} has no meta.json beside it that says where its videos are; say it with --videos DIR")
-    return Path(args.videos or json.loads(meta_path(args.input).read_text())["root"]), groups
+    meta = read_json(path, ["root", "stage", "finished"]) if path.exists() else {}
+    if meta and not meta["finished"]:
+        raise InputError(f"{args.input} is unfinished; the command that began it goes on with it: {meta['stage']}")
+    return Path(args.videos or meta["root"]), take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
 
-
-def frame_indices(total, fps, n, start=None, end=None):
+def frame_indices(total, fps, n, start=None, end=None, first=0):
     """n frame numbers: the middles of n equal parts of [start, end] (seconds; None: the whole video), rounded as InternVL and lmms-eval do.
-    A video shorter than n repeats frames; bounds beyond its last frame are clamped."""
-    first = max(0, round(start * fps)) if start is not None else 0
-    last = min(round(end * fps), total - 1) if end is not None else total - 1
-    part = (last - first) / n
-    return [min(max(int(first + part / 2 + round(part * i)), 0), total - 1) for i in range(n)]
+    first: the number of the first frame. A video shorter than n repeats frames; bounds beyond its last frame are clamped."""
+    last = first + total - 1
+    begin = max(first, round(start * fps)) if start is not None else first
+    part = ((min(round(end * fps), last) if end is not None else last) - begin) / n
+    return [min(max(int(begin + part / 2 + round(part * i)), first), last) for i in range(n)]
 
-
-def sample_frames(path, n, start=None, end=None, fps=None):
-    """n frames of a video -> uint8 array (n, height, width, 3), RGB; OSError if unreadable. start, end: seconds; fps overrides the file's.
-    Frames are decoded in order, for seeking is inexact; where the container's frame count proves wrong, again with the true one."""
-    capture = cv2.VideoCapture(str(path))
-    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    while True:
-        wanted = frame_indices(max(total, 1), fps or capture.get(cv2.CAP_PROP_FPS) or 1.0, n, start, end)
-        frames, count = {}, 0
+def read_video(path, choose, fps):
+    """The frames that choose(their number, fps) names -> (those numbers, {number: image, BGR}). Frames are decoded in order, for seeking
+    is inexact; where the container's frame count proves wrong, again with the true one."""
+    count = int(cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
+    for _ in range(2):
+        capture, total, count, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), max(count, 1), 0, {}
+        wanted = choose(total, fps or capture.get(cv2.CAP_PROP_FPS))
         while capture.grab():
             if count in wanted:
-                frames[count] = cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
+                frames[count] = capture.retrieve()[1]
             count += 1
-        if count == total and count:
-            return np.stack([frames[index] for index in wanted])
-        if not count:
-            raise OSError(f"{path}: " + ("no frame can be decoded" if Path(path).is_file() else "no such video"))
-        total, capture = count, cv2.VideoCapture(str(path))
+        if count == total:
+            return wanted, frames
+    raise OSError(f"{path}: " + ("no such video" if not path.exists() else f"decodes to {count}, then {total} frames" if count else "no frame can be decoded"))
 
-
+def sample_frames(path, n, start=None, end=None, fps=None):
+    """n frames of a video file, or of a folder of images (numbered from 1) -> uint8 array (n, height, width, 3), RGB; OSError if
+    unreadable. start, end: seconds; fps overrides the file's (or a folder's FOLDER_FPS)."""
+    path, numbers = Path(path), lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
+    if path.is_dir() and (images := sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=numbers)):
+        wanted = frame_indices(len(images), fps or FOLDER_FPS, n, start, end, first=1)
+        frames = {index: cv2.imread(str(images[index - 1])) for index in set(wanted)}
+    else:
+        wanted, frames = read_video(path, lambda total, fps: frame_indices(total, fps, n, start, end), fps)
+    try:
+        return np.stack([cv2.cvtColor(frames[index], cv2.COLOR_BGR2RGB) for index in wanted])
+    except (cv2.error, ValueError) as error:  # a frame that is None, or of another size
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
 def pixel_values(frames, size):
     """uint8 (F, H, W, 3) -> float32 (F, 3, size, size): bicubic with antialiasing, ImageNet mean and standard deviation."""
-    images = F.interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
+    images = torch.nn.functional.interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (images.float() / 255 - mean) / std
-
 
 # ---------------------------------------------------------------- models and their placement
 def load(args):
     """(model, tokenizer) as the common options say."""
     return load_model(args.model, args.devices and args.devices.split(","), args.dtype and getattr(torch, args.dtype)), load_tokenizer(args.model)
 
-
 def load_tokenizer(path):
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     if tokenizer.chat_template is None or len(tokenizer.encode(END_OF_TURN, add_special_tokens=False)) != 1:
         raise InputError(f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token")
     return tokenizer
 
-
 def split_layers(n_layers, n_devices):
     """Device number of each decoder layer, contiguous and as even as can be: split_layers(5, 2) == [0, 0, 0, 1, 1]."""
     return [layer * n_devices // n_layers for layer in range(n_layers)]
-
 
 def plan_placement(config, devices):
     """A function: name of a module or tensor -> its device. Video and embeddings on the first device, norm and head on the last."""
@@ -291,7 +306,6 @@ def plan_placement(config, devices):
         layer = re.match(r"model\.language_model\.layers\.(\d+)", name)
         return layers[int(layer[1])] if layer else devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0]
     return place
-
 
 def load_model(path, devices=None, dtype=None):
     """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices.
@@ -305,11 +319,11 @@ def load_model(path, devices=None, dtype=None):
             directory = Path(huggingface_hub.snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
         except Exception as error:  # of many kinds; all mean that there is nothing to load
             raise InputError(f"{path}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
-    config, files = AutoConfig.from_pretrained(directory), sorted(directory.glob("*.safetensors"))
-    if not files:
+    if not (files := sorted(directory.glob("*.safetensors"))):
         raise InputError(f"{path}: no *.safetensors file; other formats are not read")
+    config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
     place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
     for file, device in itertools.product(files, dict.fromkeys(devices)):
         with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
@@ -333,25 +347,19 @@ def load_model(path, devices=None, dtype=None):
         move_activations(model)
     return model.eval()
 
-
 def move_activations(model):
     """Hooks that bring each layer's inputs to its device; a cache stays, since every layer's part of it is already there."""
     def hook(module, args, kwargs):
         device = next(module.parameters()).device
-        move = lambda value: (value.to(device) if isinstance(value, torch.Tensor) else
-                              type(value)(map(move, value)) if isinstance(value, (tuple, list)) else value)
-        return move(args), {key: move(value) for key, value in kwargs.items()}
+        return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, (args, kwargs))
     for module in [*model.model.language_model.layers, model.model.language_model.norm, model.lm_head]:
         module.register_forward_pre_hook(hook, with_kwargs=True)
-
 
 # ---------------------------------------------------------------- a video is read once
 @functools.cache
 def chat_parts(tokenizer):
     """The chat template, cut at the user's words: (text before them, text between them and the answer)."""
-    chat = [{"role": "user", "content": "WORDS"}]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True).split("WORDS")
-
+    return tokenizer.apply_chat_template([{"role": "user", "content": "WORDS"}], tokenize=False, add_generation_prompt=True).split("WORDS")
 
 def encode_prefix(tokenizer, config, n_frames):
     """Token ids of everything up to the end of the video: what all questions about it share."""
@@ -359,11 +367,9 @@ def encode_prefix(tokenizer, config, n_frames):
     text = chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames))
     return tokenizer.encode(text, add_special_tokens=False)
 
-
 def encode_branch(tokenizer, prompt, answer=""):
     """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
     return tuple(tokenizer.encode(text, add_special_tokens=False) for text in (prompt + chat_parts(tokenizer)[1], answer + END_OF_TURN))
-
 
 @dataclasses.dataclass
 class Video:
@@ -373,10 +379,8 @@ class Video:
     cache: object = None    # keys and values of the P tokens, once prefilled
 
     @property
-    def inputs(self):
-        """What forward takes beside the ids, in place of pixels."""
+    def inputs(self):  # what forward takes beside the ids, in place of pixels
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=self.features)}}
-
 
 def watch_each(model, tokenizer, groups, root, args, desc=None):
     """Yields (rows, Video) for each (name, rows) of groups, while the next video is already being decoded in a thread.
@@ -390,10 +394,9 @@ def watch_each(model, tokenizer, groups, root, args, desc=None):
             try:
                 yield rows, watch(model, tokenizer, frames.result()) if frames else None
             except OSError as error:
-                for row in rows:
+                for row in (row for row in rows if "dropped" not in row):
                     row |= {"dropped": "unreadable_video", "error": str(error)}
                 yield rows, None
-
 
 @torch.no_grad()
 def watch(model, tokenizer, frames):
@@ -401,7 +404,6 @@ def watch(model, tokenizer, frames):
     pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(model.device, model.dtype)
     ids = torch.tensor([encode_prefix(tokenizer, model.config, len(frames))], device=model.device)
     return Video(ids, model.get_image_features(pixel_values=pixels).pooler_output)
-
 
 @torch.no_grad()
 def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
@@ -416,11 +418,10 @@ def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     ids = torch.tensor([[end] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[1] * video.ids.shape[1] + [0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
-                         eos_token_id=end, pad_token_id=end, logits_processor=LogitsProcessorList([noise] if noise else []))
+                         eos_token_id=end, pad_token_id=end, logits_processor=transformers.LogitsProcessorList([noise] if noise else []))
     answers = [row[longest:].tolist() for row in out]
     return [(tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True).strip(), end in row)
             for row in answers]
-
 
 def pack(prefix_length, branches):
     """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens: [video | branch 1 | branch 2 | ...].
@@ -435,7 +436,6 @@ def pack(prefix_length, branches):
     answers = torch.cat([torch.arange(length) >= prompt for prompt, length in spans]) & (branch >= 0)
     mask = ((branch[None] == -1) | (branch[None] == branch[:, None])).tril()
     return torch.tensor([id for prompt, answer in branches for id in prompt + answer]), positions, mask, answers.nonzero()[:, 0], branch[answers]
-
 
 def branch_logps(model, video, branches):
     """Log-probs of the B branches' answers, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).

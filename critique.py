@@ -20,7 +20,6 @@ temporal_ordering (wrong order of events), spatial_relationship (wrong place or 
 (something that is not there), causal_reasoning (wrong cause) and detail_omission (something that matters is left out). If the \
 answer is right, that line is "Errors: none"."""
 
-
 def parse_error_types(critique):
     """The error types that a critique's last "Errors:" line names, in the order of ERROR_TYPES; [] for "none"; None where unreadable.
 
@@ -34,13 +33,11 @@ def parse_error_types(critique):
     named = [error for error in common.ERROR_TYPES if error in said]
     return named if named else [] if re.match(r"[^a-z]*none\b", verdicts[-1].lower()) else None
 
-
 def write_critiques(model, tokenizer, video, rows, args):
     """Adds critique and error_types to the rows of one video, decoded as one batch."""
     prompts = [CRITIQUE_PROMPT.format(question=row["question"], initial=row["initial"]) for row in rows]
     for row, (text, whole) in zip(rows, common.decode(model, tokenizer, video, prompts, args.max_new_tokens)):
         row |= {"critique": text, "error_types": parse_error_types(text) if whole else None}
-
 
 def main():
     parser = common.make_parser(__doc__, "critiques.jsonl; run again, it goes on where it stopped", "responses.jsonl")
@@ -48,16 +45,15 @@ def main():
     args = parser.parse_args()
 
     root, groups = common.read_input(args, require=("id", "video", "question", "initial"))
-    out = common.Output(args.output, common.make_meta(args, [CRITIQUE_PROMPT], root, groups), args.overwrite)
+    out = common.Output(args.output, args, common.make_meta(args, [CRITIQUE_PROMPT], root, groups), groups)
     if out.finished:
         return
     model, tokenizer = common.load(args)
-    for rows, video in common.watch_each(model, tokenizer, out.left(groups), root, args):
+    for rows, video in common.watch_each(model, tokenizer, out.left, root, args):
         if video:
             write_critiques(model, tokenizer, video, [row for row in rows if "dropped" not in row], args)
         out.write(rows)
     out.finish("critiques")
-
 
 if __name__ == "__main__":
     common.run(main)

@@ -9,20 +9,22 @@ before the first update by the same function, so no second model is held in memo
 
 reads    id, video, question, chosen, rejected (rows with `dropped` are passed over)
 writes   a checkpoint like the base's, with metrics.jsonl (one line a step, TRL's names) and a short model card
+         until it is finished also reference.json and checkpoint-*.safetensors, from which a training that was cut off goes on
 """
 import itertools
 import json
 import math
+import os
 import random
 import time
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 import common
 
 LOSSES = ("sigmoid", "hinge", "ipo", "sft")
-
 
 def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta, loss="sigmoid", label_smoothing=0.0):
     """Preference loss of B pairs from their log-probs, each (B,) -> (losses, chosen_rewards, rejected_rewards), each (B,).
@@ -46,14 +48,12 @@ def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_r
         raise ValueError(f"unknown loss {loss!r}")
     return losses, beta * chosen_logratios.detach(), beta * rejected_logratios.detach()
 
-
 def pair_logps(model, tokenizer, video, rows):
     """Log-probs of all pairs about one video, in one packed forward pass -> sums (2, B) and token counts (2, B): chosen, rejected."""
     branches = [common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question=row["question"]), row[side])
                 for side in ("chosen", "rejected") for row in rows]
     sums, lengths = common.branch_logps(model, video, branches)
     return sums.view(2, len(rows)), lengths.view(2, len(rows))
-
 
 def step_loss(args, sums, lengths, reference, n_pairs, n_tokens):
     """A video's share of a step's loss, and its rewards (2, B). n_pairs and n_tokens (of the answers that NLL is on) are the step's."""
@@ -65,37 +65,36 @@ def step_loss(args, sums, lengths, reference, n_pairs, n_tokens):
     losses, chosen_rewards, rejected_rewards = dpo_loss(*sums / scale, *reference / scale, args.beta, args.loss, args.label_smoothing)
     return losses.sum() / n_pairs + args.nll_weight * nll, torch.stack([chosen_rewards, rejected_rewards])
 
-
 def freeze_all_but_language(model):
     """The trained weights: the language model's, its head among them; the vision tower and the projector keep theirs."""
     model.requires_grad_(False)
     language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     return [weight.requires_grad_() for weight in dict.fromkeys(language)]  # a tied head stands once
 
-
 @torch.no_grad()
 def reference_logps(model, tokenizer, groups, root, args):
     """{video: (log-probs (2, B), token counts (2, B))} under the model that this round starts from, by the function that trains.
 
-    The videos that cannot be read are named, and left out.
+    Kept in reference.json as long as the training goes on. Videos that cannot be read are named, and left out.
     """
-    reference = {}
+    path, reference = args.output / "reference.json", {}
+    if path.exists():
+        return {name: tuple(map(torch.tensor, pair)) for name, pair in common.read_json(path).items()}
     for rows, video in common.watch_each(model, tokenizer, groups, root, args, "reference"):
         if video:
-            reference[rows[0]["video"]] = pair_logps(model, tokenizer, video, rows)
+            reference[rows[0]["video"]] = tuple(part.cpu() for part in pair_logps(model, tokenizer, video, rows))
         else:
             print(f"left out: {rows[0]['error']}")
-    if not reference:
-        raise common.InputError(f"{args.input}: none of its videos can be read (--videos says where they are)")
+    if not reference or len(groups) - len(reference) > args.max_bad * len(groups):
+        raise common.InputError(f"{len(groups) - len(reference)} of {len(groups)} videos cannot be read (--videos says where they are)")
+    common.write_json(path, {name: [part.tolist() for part in pair] for name, pair in reference.items()})
     return reference
-
 
 def make_batches(groups, args):
     """The order in which videos are trained on, shuffled anew every epoch, and its cut into steps."""
     shuffle = random.Random(args.seed)
     order = [group for _ in range(args.epochs) for group in shuffle.sample(groups, len(groups))]
     return order, [order[first:first + args.videos_per_step] for first in range(0, len(order), args.videos_per_step)]
-
 
 def learning_rate(args, step, n_steps):
     """Linear warm-up over the first --warmup of the steps, then a cosine down to 0."""
@@ -104,7 +103,6 @@ def learning_rate(args, step, n_steps):
         return args.lr * (step + 1) / warmup
     return args.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
-
 def summarize(rewards, sums, lengths):
     """A step's metrics under TRL's names, means over its pairs. All three tensors are (2, B): chosen, rejected."""
     margins = rewards[0] - rewards[1]
@@ -112,19 +110,73 @@ def summarize(rewards, sums, lengths):
         f"{name}/{side}": values[row].float().mean().item()
         for name, values in (("rewards", rewards), ("logps", sums), ("lengths", lengths)) for row, side in enumerate(("chosen", "rejected"))}
 
+def save_checkpoint(output, step, masters, optimizer):
+    """What it takes to go on behind a step: weights and AdamW's moments, in one file that is there whole or not at all. Two are kept."""
+    tensors = {f"{n}.{key}": value for n, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
+    tensors |= {f"{n}.weight": master.detach() for n, master in enumerate(masters)}
+    safetensors.torch.save_file(tensors, output / "checkpoint.part")
+    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.safetensors")
+    for old in sorted(output.glob("checkpoint-*.safetensors"))[:-2]:
+        old.unlink()
 
-def save(model, tokenizer, args, n_pairs, last):
-    """The checkpoint, complete as the base's, and its model card."""
-    model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    (args.output / "README.md").write_text(
+def load_checkpoint(output, masters, weights, optimizer):
+    """Sets weights and AdamW's moments as the newest checkpoint has them -> the number of steps done; 0 without a checkpoint."""
+    files = sorted(output.glob("checkpoint-*.safetensors"))
+    if not files:
+        return 0
+    try:
+        tensors = safetensors.torch.load_file(files[-1])
+    except safetensors.SafetensorError as error:
+        raise common.InputError(f"{files[-1]}: {error}; without this file the training goes on from the one before") from error
+    state = {n: {key: tensors[f"{n}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for n in range(len(masters))}
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    with torch.no_grad():
+        for n, (master, weight) in enumerate(zip(masters, weights)):
+            master.copy_(tensors[f"{n}.weight"])
+            weight.copy_(master)
+    print(f"going on behind step {int(state[0]['step'])}, from {files[-1]}")
+    return int(state[0]["step"])
+
+def open_metrics(path, n_steps):
+    """metrics.jsonl, for writing behind its first n_steps lines."""
+    path.touch()
+    os.truncate(path, sum(map(len, path.read_bytes().splitlines(keepends=True)[:n_steps])))
+    return path.open("a", buffering=1)
+
+def save(model, tokenizer, args, n_pairs):
+    """The checkpoint, complete as the base's, and its model card; each file whole or not at all."""
+    part, last = args.output / "part", json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    (part / "README.md").write_text(
         f"# A model trained by dpo.py\n\nFrom `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta {args.beta}, "
         f"learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.\nAt the last step: loss {last['loss']:.4f}, rewards/accuracies "
         f"{last['rewards/accuracies']:.2f}, rewards/margins {last['rewards/margins']:.3f}. Every step is in metrics.jsonl.\n")
+    for file in part.iterdir():
+        os.replace(file, args.output / file.name)
+    part.rmdir()
+    return last
 
+def accumulate(model, tokenizer, videos, batch, reference, args):
+    """Forward and backward over the videos of one step; gradients add up in the weights.
+
+    Returns the step's loss, and of its B pairs rewards, log-probs and token counts, each (2, B): chosen, rejected.
+    """
+    loss, parts = 0.0, []
+    n_pairs = sum(len(rows) for _, rows in batch)
+    n_tokens = sum(reference[name][1][int(args.sft_on == "rejected")].sum().item() for name, _ in batch)
+    for rows, video in itertools.islice(videos, len(batch)):
+        if video is None:
+            raise common.InputError(f"{rows[0]['error']} (it could be read before)")
+        sums, lengths = pair_logps(model, tokenizer, video, rows)
+        share, rewards = step_loss(args, sums, lengths, reference[rows[0]["video"]][0].to(sums.device), n_pairs, n_tokens)
+        share.backward()
+        loss += share.item()
+        parts.append((rewards, sums.detach(), lengths))
+    return loss, *(torch.cat(part, 1) for part in zip(*parts))
 
 def parse_args():
-    parser = common.make_parser(__doc__, "directory of the trained model; a training that was cut off starts anew", "pairs.jsonl")
+    parser = common.make_parser(__doc__, "directory of the trained model; run again, it goes on where it stopped", "pairs.jsonl")
     parser.add_argument("--loss", choices=LOSSES, default="sigmoid", help="sft: plain cross-entropy on one side of the pairs")
     parser.add_argument("--beta", type=float, default=0.1, help="strength of the tie to the reference")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="share of pairs taken to be inverted (sigmoid only)")
@@ -136,8 +188,8 @@ def parse_args():
     parser.add_argument("--max-grad-norm", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--videos-per-step", type=int, default=8, help="gradients are accumulated over the pairs of so many videos")
+    parser.add_argument("--save-every", type=int, default=50, metavar="STEPS", help="how often it is noted how to go on (12 bytes a trained weight)")
     return parser.parse_args()
-
 
 def main():
     args = parse_args()
@@ -146,57 +198,50 @@ def main():
     if not groups:
         raise common.InputError(f"{args.input}: no row is a pair, so there is nothing to learn")
     meta = common.make_meta(args, [common.ANSWER_PROMPT], root, groups)
-    if common.begin(args.output, meta, args.overwrite):
+    if not (lock := common.begin(args.output, meta, args.overwrite)):  # held until main returns
         return
     started = time.time()
+    args.output.mkdir(exist_ok=True)
     model, tokenizer = common.load(args)
     weights = freeze_all_but_language(model)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     reference = reference_logps(model, tokenizer, groups, root, args)
-    groups = [group for group in groups if group[0] in reference]
-    order, batches = make_batches(groups, args)
-    args.output.mkdir(exist_ok=True)
-    metrics = (args.output / "metrics.jsonl").open("w", buffering=1)
+    order, batches = make_batches([group for group in groups if group[0] in reference], args)
+    done = load_checkpoint(args.output, masters, weights, optimizer)
+    metrics = open_metrics(args.output / "metrics.jsonl", done)
 
-    videos = common.watch_each(model, tokenizer, order, root, args, "training")
-    for step, batch in enumerate(batches):
-        clock, loss, parts = time.time(), 0.0, []
-        n_pairs = sum(len(rows) for _, rows in batch)
-        n_tokens = sum(reference[name][1][int(args.sft_on == "rejected")].sum() for name, _ in batch)
-        for rows, video in itertools.islice(videos, len(batch)):
-            if video is None:
-                raise common.InputError(f"{rows[0]['error']} (it could be read before)")
-            sums, lengths = pair_logps(model, tokenizer, video, rows)
-            share, rewards = step_loss(args, sums, lengths, reference[rows[0]["video"]][0], n_pairs, n_tokens)
-            share.backward()  # gradients add up over the videos of the step
-            loss += share.item()
-            parts.append((rewards, sums.detach(), lengths))
-
+    videos = common.watch_each(model, tokenizer, order[done * args.videos_per_step:], root, args, "training")
+    for step, batch in enumerate(batches[done:], done + 1):
+        clock = time.time()
+        loss, rewards, sums, lengths = accumulate(model, tokenizer, videos, batch, reference, args)
         for master, weight in zip(masters, weights):
             master.grad = weight.grad.float()
         grad_norm = torch.nn.utils.clip_grad_norm_(masters, args.max_grad_norm).item()
         if not math.isfinite(loss + grad_norm):
-            raise common.InputError(f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; nothing was saved. The step's pairs: "
+            raise common.InputError(f"step {step}: loss {loss}, gradient norm {grad_norm}; no update was made. The step's pairs: "
                                     + ", ".join(row["id"] for _, rows in batch for row in rows))
-        optimizer.param_groups[0]["lr"] = learning_rate(args, step, len(batches))
+        optimizer.param_groups[0]["lr"] = learning_rate(args, step - 1, len(batches))
         optimizer.step()
         with torch.no_grad():
             for master, weight in zip(masters, weights):
                 weight.copy_(master)
                 weight.grad = None
 
-        if step == 0:
-            margins = torch.cat([rewards[0] - rewards[1] for rewards, _, _ in parts])
-            print(f"first step: largest |margin| {margins.abs().max().item():.1e}, which is rounding alone: policy and reference are one model")
-        last = {"step": step + 1, "epoch": (step + 1) * args.epochs / len(batches), "loss": loss, **summarize(*(torch.cat(part, 1) for part in zip(*parts))),
-                "grad_norm": grad_norm, "learning_rate": optimizer.param_groups[0]["lr"]}
-        last["tokens/s"] = sum(lengths.sum().item() for _, _, lengths in parts) / (time.time() - clock)
-        metrics.write(json.dumps(last) + "\n")
-    save(model, tokenizer, args, sum(len(rows) for _, rows in groups), last)
-    common.write_json(common.meta_path(args.output), meta | {"finished": {"steps": len(batches), "seconds": round(time.time() - started, 1)}})
-    print(f"{args.output}: {len(batches)} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
+        if step == 1:
+            margin = (rewards[0] - rewards[1]).abs().max().item()
+            print(f"first step: largest |margin| {margin:.1e}, which is rounding alone: policy and reference are one model")
+        row = {"step": step, "epoch": step * args.epochs / len(batches), "loss": loss, **summarize(rewards, sums, lengths), "grad_norm": grad_norm,
+               "learning_rate": optimizer.param_groups[0]["lr"], "tokens/s": lengths.sum().item() / (time.time() - clock)}
+        metrics.write(json.dumps(row) + "\n")
+        if step % args.save_every == 0 and step < len(batches):
+            save_checkpoint(args.output, step, masters, optimizer)
 
+    last = save(model, tokenizer, args, sum(len(rows) for name, rows in groups if name in reference))
+    common.write_json(common.meta_path(args.output), meta | {"finished": {"steps": len(batches), "seconds": round(time.time() - started, 1)}})
+    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*.safetensors")):
+        file.unlink(missing_ok=True)
+    print(f"{args.output}: {len(batches)} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
 
 if __name__ == "__main__":
     common.run(main)

@@ -9,7 +9,6 @@ This is the only stage that sees the truth. `--output` is a directory:
 
 predictions.jsonl has the keys of the record, so that critique.py and refine.py run on it as on responses.jsonl.
 """
-import json
 import random
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import common
 BENCHMARKS = ("shapes",)
 MAX_NEW_TOKENS = {"shapes": 32}
 RESAMPLES = 1000  # of the bootstrap
-
 
 # ---------------------------------------------------------------- benchmarks: items, prompt, parser
 
@@ -29,12 +27,8 @@ def load_items(benchmark, directory):
     (index of the right one), tags (what scores are broken down by). A row of predictions.jsonl is an item with its reply.
     """
     path = Path(directory) / "questions.json"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise common.InputError(f"{path}: {error}") from error
     items = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(common.read_json(path)):
         missing = [key for key in ("video", "type", "kind", "question", "answer", "error_type") if key not in row]
         if missing:
             raise common.InputError(f"{path}, item {number}: no key {missing[0]!r}")
@@ -43,21 +37,17 @@ def load_items(benchmark, directory):
                       "tags": {"kind": row["kind"], "error_type": row["error_type"]}})
     return items
 
-
 def render_prompt(item):
     """The task text of an item, without the frames."""
     return common.ANSWER_PROMPT.format(question=item["question"])
-
 
 def plain(text):
     """What is compared: words in lower case, in order, without punctuation."""
     return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
 
-
 def listed(text):
     """The things that 'a red circle, a blue square and a white triangle.' names, as a set."""
     return {" ".join(plain(part)) for part in text.replace(" and ", ", ").split(",") if plain(part)}
-
 
 def parse_reply(item, reply):
     """Index of the option that a reply stands for, or None.
@@ -67,7 +57,6 @@ def parse_reply(item, reply):
     same = listed if item["task"] == "objects" else plain
     return next((index for index, option in enumerate(item["options"]) if same(option) == same(reply)), None)
 
-
 def name_errors(item, reply):
     """The error types of a reply: [] where it is right. A wrong list is told apart by what it adds and what it leaves out."""
     if parse_reply(item, reply) == item["answer"]:
@@ -76,7 +65,6 @@ def name_errors(item, reply):
         return [item["tags"]["error_type"]]
     said, true = listed(reply), listed(item["options"][item["answer"]])
     return [error for error, wrong in (("object_hallucination", said - true), ("detail_omission", true - said)) if wrong]
-
 
 # ---------------------------------------------------------------- scores
 
@@ -91,7 +79,6 @@ def interval(rows):
     means.sort()
     return [round(means[int(RESAMPLES * share)], 4) for share in (0.025, 0.975)]
 
-
 def score(rows):
     """Predictions -> the figures of results.json. Questions about unreadable videos are left out, and counted."""
     scored = [row for row in rows if "dropped" not in row]
@@ -103,7 +90,6 @@ def score(rows):
     return {**mean(scored), "interval": interval(scored), "n_videos": len(common.group_by_video(scored)), "n_unreadable": len(rows) - len(scored),
             "by_task": by_task, "n_wrong": sum(not row["correct"] for row in scored), "errors": errors}
 
-
 # ---------------------------------------------------------------- the stage
 
 def write_replies(model, tokenizer, video, rows, args):
@@ -112,7 +98,6 @@ def write_replies(model, tokenizer, video, rows, args):
     for row, (reply, _) in zip(rows, replies):
         errors = name_errors(row, reply)
         row |= {"initial": reply, "correct": not errors, "true_errors": errors}
-
 
 def main():
     parser = common.make_parser(__doc__, "directory of the results; run again, it goes on where it stopped")
@@ -123,11 +108,11 @@ def main():
     root = Path(args.input).resolve()
     groups = common.take_shard(common.group_by_video(load_items(args.benchmark, root)), args.shard)[: args.limit]
     meta = common.make_meta(args, [common.ANSWER_PROMPT], root, groups)
-    out = common.Output(args.output / "predictions.jsonl", meta, args.overwrite)
+    out = common.Output(args.output / "predictions.jsonl", args, meta, groups)
     if out.finished:
         return
     model, tokenizer = common.load(args)
-    for rows, video in common.watch_each(model, tokenizer, out.left(groups), root, args):
+    for rows, video in common.watch_each(model, tokenizer, out.left, root, args):
         if video:
             write_replies(model, tokenizer, video, rows, args)
         out.write(rows)
@@ -135,7 +120,6 @@ def main():
     common.write_json(args.output / "results.json", results | {"benchmark": args.benchmark, "model": args.model, "seed": args.seed})
     out.finish("replies")  # last, so that what is called finished has its scores
     print(f"accuracy {results['accuracy']:.3f} {results['interval']}, n = {results['n']} questions about {results['n_videos']} videos")
-
 
 if __name__ == "__main__":
     common.run(main)

@@ -12,7 +12,6 @@ import common
 from shapes import pretrain
 from tools import report
 
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="of evaluate.py, with critiques.jsonl and pairs.jsonl in it")
@@ -27,7 +26,6 @@ def main():
         precision, recall = report.score_critic(judged)
         right = sum(row["correct"] for row in judged) / len(judged)
         print(f"| {name} | {len(judged)} | {right:.3f} | {precision:.3f} | {recall:.3f} | {report.score_revisions(revised):.3f} |")
-
 
 if __name__ == "__main__":
     common.run(main)

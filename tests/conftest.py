@@ -14,16 +14,13 @@ from shapes import world  # noqa: E402
 
 MODEL = Path(__file__).parent.parent / "shapes" / "model"
 
-
 @pytest.fixture(scope="session")
 def model():
     return common.load_model(MODEL, ["cpu"])
 
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return common.load_tokenizer(MODEL)
-
 
 @pytest.fixture(scope="session")
 def video_file(tmp_path_factory):
@@ -31,7 +28,6 @@ def video_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "scene.mp4"
     world.render(world.make_scene(0, "dev", 2), path)
     return path
-
 
 @pytest.fixture
 def frames(video_file):

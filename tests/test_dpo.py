@@ -17,7 +17,6 @@ PAIRS = [("a.mp4", "which way does the red square move?", "it moves up.", "it mo
          ("a.mp4", "why does the blue triangle move?", "because the red square hits it.", "it moves by itself."),
          ("b.mp4", "how many shapes are there?", "there are three shapes.", "there are two shapes.")]
 
-
 @pytest.fixture
 def pairs(tmp_path):
     for index, name in enumerate(("a.mp4", "b.mp4")):
@@ -27,9 +26,8 @@ def pairs(tmp_path):
     rows.append({"id": "a.mp4/9", "video": "a.mp4", "dropped": "unchanged"})
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common.write_json(common.meta_path(path), {"root": str(tmp_path)})
+    common.write_json(common.meta_path(path), {"root": str(tmp_path), "stage": "refine.py", "finished": {"account": "written by hand"}})
     return path
-
 
 @pytest.fixture
 def train(pairs, monkeypatch):
@@ -40,7 +38,6 @@ def train(pairs, monkeypatch):
         return output, [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return train
 
-
 def test_it_learns_the_pairs_and_leaves_the_vision_tower_alone(train, model):
     output, metrics = train("model", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference
@@ -50,7 +47,6 @@ def test_it_learns_the_pairs_and_leaves_the_vision_tower_alone(train, model):
     for (name, before), (_, after) in zip(model.named_parameters(), trained.named_parameters()):
         assert torch.equal(before, after) == ("language_model" not in name and "lm_head" not in name), name
     assert {path.name for path in MODEL.glob("*.json*")} - {"training.json"} <= {path.name for path in output.iterdir()}
-
 
 def test_a_step_is_a_mean_over_pairs_not_over_videos(train, tokenizer, model, pairs):
     # three pairs about one video and one about the other, in one step: the metrics are the means of the four
@@ -64,7 +60,6 @@ def test_a_step_is_a_mean_over_pairs_not_over_videos(train, tokenizer, model, pa
     parts = [dpo.step_loss(args, sums[:, part], ones[:, part], zero[:, part], n_pairs=4, n_tokens=4)[0] for part in (slice(0, 3), slice(3, 4))]
     assert whole.item() == pytest.approx(sum(parts).item())
 
-
 def test_step_loss_by_hand():
     # one pair: log-probs -6 and -8 over 3 and 4 tokens, reference -9 and -8
     sums, lengths, reference = torch.tensor([[-6.0], [-8.0]]), torch.tensor([[3.0], [4.0]]), torch.tensor([[-9.0], [-8.0]])
@@ -74,25 +69,21 @@ def test_step_loss_by_hand():
     assert loss(loss="sft") == pytest.approx(2.0)                   # 6 nats over 3 chosen tokens
     assert loss(loss="hinge", nll_weight=0.5) == pytest.approx(0.0 + 0.5 * 2.0)  # beta * h = 0.5 * 3 > 1
 
-
 def test_bfloat16_trains_on_float32_masters(train):
     # at this rate a step is below bfloat16's resolution for most weights, but the masters add the steps up
     output, metrics = train("model", "--dtype", "bfloat16", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
     assert metrics[-1]["loss"] < metrics[0]["loss"] < 0.75
     assert all(weight.dtype == torch.bfloat16 for weight in common.load_model(output, ["cpu"], torch.bfloat16).parameters())
 
-
 def test_the_learning_rate_warms_up_and_cools_down():
     args = argparse.Namespace(lr=1.0, warmup=0.2)
     rates = [dpo.learning_rate(args, step, 10) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
-
 def test_infinity_stops_it_with_step_and_pairs(train, monkeypatch):
     monkeypatch.setattr(dpo, "dpo_loss", lambda chosen, *_, **__: (chosen * float("inf"), chosen.detach(), chosen.detach()))
-    with pytest.raises(common.InputError, match="step 1: loss .*nothing was saved.*a.mp4/0"):
+    with pytest.raises(common.InputError, match="step 1: loss .*no update was made.*a.mp4/0"):
         train("model")
-
 
 def test_run_again_it_does_nothing_and_other_arguments_are_refused(train, capsys):
     output, _ = train("model")
@@ -102,6 +93,43 @@ def test_run_again_it_does_nothing_and_other_arguments_are_refused(train, capsys
     with pytest.raises(common.InputError, match="beta"):
         train("model", "--beta", "0.2")
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cut_off_it_goes_on_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, dtype):
+    flags = ("--lr", "1e-3", "--epochs", "6", "--videos-per-step", "1", "--save-every", "3", "--dtype", dtype)  # 12 steps
+    whole, steps = train("whole", *flags)
+    for n_steps in (1, 4, 4, 5):  # cut off behind steps 1 (no checkpoint yet), 4, 7 and 11: the newest checkpoints are of 3, 6 and 9
+        calls, accumulate = [], dpo.accumulate
+
+        def cut_off(*arguments):
+            calls.append(1)
+            if len(calls) > n_steps:
+                raise KeyboardInterrupt
+            return accumulate(*arguments)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(dpo, "accumulate", cut_off)
+            train("torn", *flags)
+    output, metrics = train("torn", *flags)
+    assert "going on behind step 9" in capsys.readouterr().out
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    strip = lambda rows: [{key: row[key] for key in row if key != "tokens/s"} for row in rows]
+    assert strip(metrics) == strip(steps)
+    assert not list(output.glob("checkpoint*")) and not (output / "reference.json").exists()  # what it took to go on is gone
+
+def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
+    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "2")
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "save", cut_off)
+        train("model", *flags)
+    files = sorted((pairs.parent / "model").glob("checkpoint-*"))
+    assert [file.name for file in files] == ["checkpoint-000002.safetensors", "checkpoint-000004.safetensors"]
+    files[1].write_bytes(files[1].read_bytes()[:1000])
+    with pytest.raises(common.InputError, match="checkpoint-000004.safetensors: .*the one before"):
+        train("model", *flags)
+    files[1].unlink()
+    assert train("model", *flags)[1][-1]["step"] == 6
 
 def test_no_pairs_are_said_so(train, pairs):
     pairs.write_text(json.dumps({"id": "a", "video": "a.mp4", "dropped": "unchanged"}) + "\n")

@@ -5,10 +5,8 @@ import common
 import evaluate
 from tools import report
 
-
 def item(task, answer, error="causal_reasoning"):
     return {"task": task, "options": [answer], "answer": 0, "tags": {"error_type": error}}
-
 
 @pytest.mark.parametrize("task, truth, reply, errors", [
     ("motion", "it moves left.", "It moves left", []),
@@ -23,11 +21,9 @@ def test_errors_of_a_reply(task, truth, reply, errors):
     assert evaluate.name_errors(item(task, truth), reply) == errors
     assert evaluate.parse_reply(item(task, truth), reply) == (None if errors else 0)
 
-
 def row(video, correct, **more):
     return {"id": f"{video}/{id(object())}", "video": video, "task": "motion", "correct": correct,
             "true_errors": [] if correct else ["factual_inaccuracy"], **more}
-
 
 def test_score_by_hand():
     rows = [row("a", True), row("a", False), row("b", True), row("b", True), {"id": "c", "video": "c", "task": "motion", "dropped": "unreadable_video"}]
@@ -37,13 +33,11 @@ def test_score_by_hand():
     # bootstrap over two videos with means 1/2 and 1: a resample has the mean 1/2 or 1 in a quarter of the cases each, so the interval is both ends
     assert result["interval"] == [0.5, 1.0]
 
-
 def test_the_interval_is_over_videos_not_questions():
     # 20 videos of 10 questions that are all right or all wrong: as good as 20 observations, standard error sqrt(.25 / 20) = 0.11, not 0.035
     rows = [row(str(n), n % 2 == 0) for n in range(20) for _ in range(10)]
     low, high = evaluate.interval(rows)
     assert high - low == pytest.approx(2 * 1.96 * 0.112, abs=0.06)
-
 
 def test_the_critic_and_the_revisions_by_hand():
     rows = [{"correct": False, "error_types": ["factual_inaccuracy"]}, {"correct": True, "error_types": ["factual_inaccuracy"]},
@@ -53,7 +47,6 @@ def test_the_critic_and_the_revisions_by_hand():
     mended = item("motion", "it moves left.") | {"initial": "it moves up.", "revised": "it moves left."}
     spoiled = item("motion", "it moves left.") | {"initial": "it moves left.", "revised": "it moves up."}
     assert report.score_revisions([kept, mended, spoiled]) == 2 / 3
-
 
 def test_a_bad_benchmark_is_named(tmp_path):
     with pytest.raises(common.InputError, match="questions.json"):

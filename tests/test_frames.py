@@ -7,7 +7,6 @@ import torch
 import common
 import generate
 
-
 @pytest.mark.parametrize("arguments, expected", [
     # seg = 15 / 8 = 1.875; int(0.9375 + round(1.875 i)) with round 0 2 4 6 8 9 11 13
     ((16, 8.0, 8), [0, 2, 4, 6, 8, 9, 11, 13]),
@@ -22,14 +21,12 @@ import generate
 def test_frame_indices_by_hand(arguments, expected):
     assert common.frame_indices(*arguments) == expected
 
-
 def test_sampled_frames_are_the_decoder_s_own(video_file):
     capture, decoded = cv2.VideoCapture(str(video_file)), []
     while (frame := capture.read())[0]:
         decoded.append(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB))
     assert len(decoded) == 16
     np.testing.assert_array_equal(common.sample_frames(video_file, 8), np.stack(decoded)[[0, 2, 4, 6, 8, 9, 11, 13]])
-
 
 def test_what_cannot_be_read_is_an_oserror(tmp_path):
     with pytest.raises(OSError, match="no such video"):
@@ -38,14 +35,12 @@ def test_what_cannot_be_read_is_an_oserror(tmp_path):
     with pytest.raises(OSError, match="no frame can be decoded"):
         common.sample_frames(tmp_path / "text.mp4", 8)
 
-
 def test_pixels_are_normalized_as_imagenet_s():
     grey = np.full((1, 30, 50, 3), 128, np.uint8)
     pixels = common.pixel_values(grey, 14)
     assert pixels.shape == (1, 3, 14, 14)
     expected = [(128 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (128 / 255 - 0.406) / 0.225]
     torch.testing.assert_close(pixels[0, :, 7, 7], torch.tensor(expected))
-
 
 def test_resizing_does_not_alias():
     # columns white black black white, to a quarter of the size: grey to every eye, but without a filter each point falls between two black ones
@@ -54,7 +49,6 @@ def test_resizing_does_not_alias():
     grey = common.pixel_values(np.full((1, 64, 64, 3), 128, np.uint8), 16)
     inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # the filter is cut off at the edges
     torch.testing.assert_close(common.pixel_values(stripes, 16)[inside], grey[inside], atol=0.05, rtol=0)
-
 
 def test_videos_are_drawn_evenly_over_the_inputs(tmp_path):
     for name, n in (("many", 20), ("few", 2)):

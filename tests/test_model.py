@@ -9,7 +9,6 @@ from transformers import AutoModelForImageTextToText
 import common
 from conftest import MODEL
 
-
 @pytest.mark.parametrize("n_layers, n_devices, expected", [
     (5, 1, [0, 0, 0, 0, 0]),
     (5, 2, [0, 0, 0, 1, 1]),
@@ -19,7 +18,6 @@ from conftest import MODEL
 def test_split_layers_by_hand(n_layers, n_devices, expected):
     assert common.split_layers(n_layers, n_devices) == expected
 
-
 def test_every_module_has_one_place(model):
     place = common.plan_placement(model.config, ["first", "last"])
     for name, device in (("model.vision_tower.encoder.layer.0.attention.q_proj.weight", "first"), ("model.multi_modal_projector.linear_1.weight", "first"),
@@ -28,7 +26,6 @@ def test_every_module_has_one_place(model):
                          ("model.language_model.norm.weight", "last"), ("lm_head.weight", "last")):
         assert place(name) == device
 
-
 def test_loaded_by_hand_equals_from_pretrained(model, tokenizer, frames):
     theirs = AutoModelForImageTextToText.from_pretrained(MODEL).eval()
     video = common.watch(model, tokenizer, frames)
@@ -36,14 +33,12 @@ def test_loaded_by_hand_equals_from_pretrained(model, tokenizer, frames):
     with torch.no_grad():
         torch.testing.assert_close(model(video.ids, **video.inputs).logits, theirs(video.ids, pixel_values=pixels).logits, atol=0, rtol=0)
 
-
 def test_saved_and_loaded_again_is_the_same(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = common.load_model(tmp_path, ["cpu"])
     for (name, mine), (_, theirs) in zip(model.state_dict().items(), again.state_dict().items()):
         assert torch.equal(mine, theirs), name
     assert again.config.num_frames == model.config.num_frames
-
 
 @pytest.mark.parametrize("spoil, complaint", [
     (lambda tensors: tensors.pop("lm_head.weight"), "no weights for lm_head.weight"),
@@ -58,7 +53,6 @@ def test_weights_that_are_missing_unknown_or_misshapen_are_refused(tmp_path, spo
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(common.InputError, match=complaint):
         common.load_model(tmp_path / "model", ["cpu"])
-
 
 def test_neither_a_directory_nor_on_the_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -8,19 +8,16 @@ import generate
 QUESTIONS = ["which way does the red square move?", "how many shapes are there?", "why does the blue triangle move?"]
 ANSWERS = ["it moves up.", "there are two shapes.", "because the red square hits it."]
 
-
 @pytest.fixture
 def branches(tokenizer):
     return [common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question=question), answer)
             for question in QUESTIONS for answer in ANSWERS]
-
 
 def alone(model, video, prompt, answer):
     """Oracle: one ordinary causal sequence, pixels features and all, every position scored, no mask and no positions given."""
     ids = torch.cat([video.ids, torch.tensor([prompt + answer])], 1)
     logps = model(ids, **video.inputs, use_cache=False).logits[0, :-1].log_softmax(-1)
     return logps.gather(1, ids[0, 1:, None])[-len(answer):, 0].sum()
-
 
 def test_pack_by_hand():
     # two video tokens; branch 0: prompt 7, answer 8 9; branch 1: prompt 5 6, answer 4
@@ -37,7 +34,6 @@ def test_pack_by_hand():
                                    [1, 1, 0, 0, 0, 1, 1, 0],
                                    [1, 1, 0, 0, 0, 1, 1, 1]]
 
-
 def test_packed_log_probs_and_gradients_equal_separate_ones(model, tokenizer, frames, branches):
     video = common.watch(model, tokenizer, frames)
     weights = torch.linspace(-1, 1, len(branches))  # so that no two branches could be exchanged unseen
@@ -53,7 +49,6 @@ def test_packed_log_probs_and_gradients_equal_separate_ones(model, tokenizer, fr
     for mine, theirs in zip(packed_gradients, separate_gradients):
         torch.testing.assert_close(mine, theirs, atol=1e-5 * max(1, theirs.abs().max().item()), rtol=1e-4)
 
-
 def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, frames):
     video = common.watch(model, tokenizer, frames)
     prompts = [common.ANSWER_PROMPT.format(question=question) for question in QUESTIONS]
@@ -64,12 +59,10 @@ def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, fr
                              eos_token_id=end, pad_token_id=end)[0, ids.shape[1]:]
         assert whole and text == tokenizer.decode(out, skip_special_tokens=True).strip() != ""
 
-
 def test_an_answer_that_meets_the_limit_is_not_whole(model, tokenizer, frames):
     video = common.watch(model, tokenizer, frames)
     [(_, whole)] = common.decode(model, tokenizer, video, [common.ANSWER_PROMPT.format(question=QUESTIONS[0])], 2)
     assert not whole
-
 
 def test_parts_tokenized_apart_are_the_whole_text(model, tokenizer):
     question, answer = common.ANSWER_PROMPT.format(question=QUESTIONS[0]), ANSWERS[0]
@@ -80,7 +73,6 @@ def test_parts_tokenized_apart_are_the_whole_text(model, tokenizer):
     apart = sum((common.encode_prefix(tokenizer, model.config, 2), *common.encode_branch(tokenizer, question, answer)), [])
     assert apart == whole
 
-
 def test_sampling_depends_on_seed_row_and_step_alone(model, tokenizer, frames):
     video = common.watch(model, tokenizer, frames)
     draw = lambda names, seed=0: [text for text, _ in common.decode(
@@ -89,7 +81,6 @@ def test_sampling_depends_on_seed_row_and_step_alone(model, tokenizer, frames):
     assert draw("hgfedcba") == together[::-1]                    # the order of the batch does not matter,
     assert [draw([name])[0] for name in "abc"] == together[:3]   # nor who else is in it,
     assert len(set(together)) > 1 and draw("abcdefgh", 1) != together  # but the row and the seed do
-
 
 def test_noise_draws_from_the_softmax():
     # the Gumbel-max trick: argmax(logits / t + Gumbel noise) falls on i with probability softmax(logits / t)_i

@@ -12,7 +12,6 @@ import refine
 from conftest import MODEL
 from shapes import world
 
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
@@ -20,7 +19,6 @@ def root(tmp_path_factory):
     world.write_split(root, "dev", 4, seed=0)
     (root / "round1" / "broken.mp4").write_text("no video")
     return root
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
@@ -30,7 +28,6 @@ def run(tmp_path, monkeypatch):
         stage.main()
         return tmp_path / output
     return run
-
 
 def test_every_row_ends_as_a_pair_or_with_a_reason(root, run, capsys):
     responses = run(generate, root / "round1", "responses.jsonl")
@@ -48,7 +45,6 @@ def test_every_row_ends_as_a_pair_or_with_a_reason(root, run, capsys):
         assert before.items() <= after.items()
     assert f"rows in 30 = {sum('chosen' in row for row in pairs)} pairs + " in capsys.readouterr().out
 
-
 def test_interrupted_and_sharded_runs_write_what_an_undisturbed_one_writes(root, run, monkeypatch):
     whole = run(generate, root / "round1", "whole.jsonl").read_bytes()
     write, calls = common.Output.write, []
@@ -65,13 +61,11 @@ def test_interrupted_and_sharded_runs_write_what_an_undisturbed_one_writes(root,
     shards = [run(generate, root / "round1", f"shard{n}.jsonl", "--shard", f"{n}/2").read_bytes() for n in range(2)]
     assert sorted(b"".join(shards).splitlines()) == sorted(whole.splitlines())
 
-
 def test_temperature_and_seed(root, run):
     answers = lambda *more: [row.get("initial") for row in common.read_jsonl(run(generate, root / "round1", "-".join(("out", *more)), *more))]
     assert answers("--temperature", "0") != answers("--seed", "1")
     greedy = common.read_jsonl(run(generate, root / "round1", "again", "--temperature", "0"))
     assert [row.get("initial") for row in greedy] == answers("--temperature", "0")  # finished: read back, not done again
-
 
 def test_predictions_are_records_that_the_critic_can_read(root, run):
     directory = run(evaluate, root / "dev", "eval", "--benchmark", "shapes")
@@ -79,7 +73,6 @@ def test_predictions_are_records_that_the_critic_can_read(root, run):
     assert results["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / 24, abs=1e-4) and results["n"] == len(rows) == 24
     critiques = common.read_jsonl(run(critique, directory / "predictions.jsonl", "critiques.jsonl"))
     assert all(isinstance(row["critique"], str) for row in critiques)
-
 
 def test_a_run_that_was_stopped_before_scoring_is_scored_the_next_time(root, run, monkeypatch):
     def stopped(rows):
@@ -89,12 +82,10 @@ def test_a_run_that_was_stopped_before_scoring_is_scored_the_next_time(root, run
         run(evaluate, root / "dev", "eval", "--benchmark", "shapes")
     assert (run(evaluate, root / "dev", "eval", "--benchmark", "shapes") / "results.json").exists()
 
-
 def test_one_question_is_answered_and_unknown_words_are_said(root, run, capsys):
     run(generate, root / "dev" / "videos" / "dev_0002.mp4", "none", "--ask", "which way does the purple square move?")
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "(this model has never seen: purple)" and said[1].endswith(".")
-
 
 def test_moved_files_say_where_the_videos_are(root, run, tmp_path):
     responses = run(generate, root / "round1", "responses.jsonl", "--limit", "1")

@@ -10,14 +10,12 @@ import common
 from shapes import pretrain, world
 from conftest import MODEL
 
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
     for split in ("round1", "dev", "hard"):
         world.write_split(root, split, 40, seed=0)
     return root
-
 
 def measure(path):
     """Oracle: {color: (frames, 2) centre of its pixels, nan where it is not seen}, from the file alone."""
@@ -28,7 +26,6 @@ def measure(path):
             y, x = np.nonzero(np.abs(image - rgb).sum(-1) < 60)
             centres[color].append((x.mean(), y.mean()) if len(x) > 100 else (np.nan, np.nan))
     return {color: np.array(track) for color, track in centres.items() if not np.isnan(track).all()}
-
 
 def test_answers_agree_with_the_pixels(root):
     checked = Counter()
@@ -58,7 +55,6 @@ def test_answers_agree_with_the_pixels(root):
         checked[row["type"]] += 1
     assert all(checked[type] == 40 for type in world.TYPES)
 
-
 def test_no_answer_wins_by_majority():
     seen, rng = Counter(), np.random.default_rng(0)
     for index in range(300):
@@ -69,10 +65,8 @@ def test_no_answer_wins_by_majority():
         assert len(shares[type]) == classes and shares[type][0] < 300 / classes * 1.2
     assert shares["count"][0] < 300 / len(shares["count"]) * 1.5
 
-
 def test_unlabeled_videos_have_no_truth_beside_them(root):
     assert {path.suffix for path in (root / "round1").rglob("*") if path.is_file()} == {".mp4"}
-
 
 def test_splits_share_no_scene_and_hard_shows_new_combinations():
     tracks = [tuple(np.concatenate([shape.track for shape in world.make_scene(0, split, index)]).ravel().round(6))
@@ -83,11 +77,9 @@ def test_splits_share_no_scene_and_hard_shows_new_combinations():
     assert shown["hard"] >= world.HELD_OUT
     assert all(any((s.color, s.kind) in world.HELD_OUT for s in world.make_scene(0, "hard", n)) for n in range(200))
 
-
 def test_the_shipped_model_knows_the_stages_prompts():
     trained_on = json.loads((MODEL / "training.json").read_text())["prompts"]
     assert trained_on == common.fingerprint(*pretrain.stage_prompts()), "a prompt has changed: make shapes/model anew (shapes/pretrain.py)"
-
 
 def test_wrong_answers_are_wrong_and_the_prior_needs_no_video():
     rng = np.random.default_rng(0)

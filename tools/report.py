@@ -14,10 +14,8 @@ import evaluate
 
 STAGES = ("responses.jsonl", "critiques.jsonl", "pairs.jsonl", "model")
 
-
 def ratio(part, whole):
     return part / whole if whole else float("nan")
-
 
 def score_critic(rows):
     """Precision and recall of 'the critic finds an error', by truth; rows: eval/critiques.jsonl. An unreadable verdict finds none."""
@@ -26,11 +24,9 @@ def score_critic(rows):
     hits = sum(not row["correct"] for row in found)
     return ratio(hits, len(found)), ratio(hits, len(wrong))
 
-
 def score_revisions(rows):
     """Accuracy of the answers after revision, by truth; rows: eval/pairs.jsonl. Where the critic found nothing the answer stays."""
     return ratio(sum(evaluate.parse_reply(row, row.get("revised", row["initial"])) == row["answer"] for row in rows), len(rows))
-
 
 def describe_round(directory):
     """{row of the table: value} of base/ or round<n>/; a row whose files are not there is left out."""
@@ -53,19 +49,16 @@ def describe_round(directory):
             column[f"seconds, {name.split('/')[0].split('.')[0]}"] = finished["seconds"]
     return column
 
-
 def closed_gap(columns):
     """Share of the closable gap that the last round closed: (accuracy after - before) / (accuracy of the base's revisions - before)."""
     before, after, revised = (float(column) for column in (columns[0]["accuracy"], columns[-1]["accuracy"], columns[0]["accuracy of revisions"]))
     return (after - before) / (revised - before)
-
 
 def print_table(names, columns):
     rows = list(dict.fromkeys(key for column in columns[::-1] for key in column))  # a round's column has more rows than the base's
     print(f"{'':26}" + "".join(f"{name:>14}" for name in names))
     for row in rows:
         print(f"{row:26}" + "".join(f"{column.get(row, ''):>14}" for column in columns))
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +75,6 @@ def main():
     if len(columns) > 1 and "accuracy of revisions" in columns[0]:
         fewer = 1 - ratio(columns[-1]["wrong answers"], columns[0]["wrong answers"])
         print(f"\nshare of the closable gap: {closed_gap(columns):.0%}; wrong answers: {fewer:.0%} fewer than the base")
-
 
 if __name__ == "__main__":
     common.run(main)
