@@ -1,5 +1,5 @@
-"""What two stages or more use: the record, outputs that go on where they stopped, frames, placement of a model, and the one idea
-behind the speed of this project, a video is read once.
+"""What two stages or more use: the record, outputs that go on where they stopped, frames, placement of a model, and the one idea behind
+the speed of this project, a video is read once.
 Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens.
 """
 import argparse
@@ -30,8 +30,7 @@ import transformers
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import rename_source_key
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 DEFAULT_FRAMES = 32  # where the checkpoint's config.json has no `num_frames`
 FOLDER_FPS, IMAGE_SUFFIXES = 3.0, (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # a folder of frames is a video too; fps as in MVBench
@@ -72,16 +71,13 @@ RECORD = {
     "dropped": ("any", str, "why the row makes no pair; later stages pass it over"),
 }
 
-def read_json(path, require=()):
-    """The object in a JSON file; require: keys that it must have. Raises InputError with the file's name."""
+def read_json(path, *keys):
+    """What stands in a JSON file; of an object the values of `keys`, where any are given. InputError names file and key."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-        missing = [key for key in require if key not in value]
-    except (OSError, ValueError, RecursionError, TypeError) as error:
-        raise InputError(f"{path}: not to be read as JSON ({error})") from error
-    if missing:
-        raise InputError(f"{path}: no key {missing[0]!r}")
-    return value
+        return [value[key] for key in keys] if keys else value
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: {error!r}") from error
 
 def read_jsonl(path, require=(), torn=False):
     """Rows of a JSONL file, dicts. require: keys of every row; torn: pass over a last line without its end. InputError names file and line."""
@@ -98,11 +94,10 @@ def read_jsonl(path, require=(), torn=False):
     return list(rows.values())
 
 def find_fault(row, require):
-    """What keeps a row from being a record, or None. A dropped row needs only its id and video."""
+    """What keeps a row from being a record, or None. A dropped row needs only the first two keys, id and video."""
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
-    needed = ("id", "video") if require and "dropped" in row else require
-    faults = [f"no key {key!r}, which {RECORD[key][0]}.py writes" for key in needed if key not in row]
+    faults = [f"no key {key!r}, which {RECORD[key][0]}.py writes" for key in (require[:2] if "dropped" in row else require) if key not in row]
     faults += [f"{key!r} has the type {type(row[key]).__name__}" for key in RECORD if key in row and not isinstance(row[key], RECORD[key][1])]
     return next(iter(faults or [f"unknown error type {error!r}" for error in row.get("error_types") or () if error not in ERROR_TYPES]), None)
 
@@ -168,24 +163,23 @@ def write_json(path, value):
     os.replace(f"{path}.part", path)
 
 def begin(output, meta, overwrite):
-    """Takes an output into hold and writes its meta.json -> the lock, which lets go when this process ends; None where it is finished.
-    InputError where another process writes it, or where it was begun with other arguments."""
+    """Locks an output and writes its meta.json -> the lock, or None: it is finished. InputError if locked, or begun with other arguments."""
     path, lock = meta_path(output), filelock.FileLock(output.parent / f".{output.name}.lock", timeout=0, is_singleton=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise InputError(f"{output} is being written by process {read_json(path, ['process'])['process']}") from None
+        raise InputError(f"{output} is being written by process {read_json(path, 'process')[0]}") from None
     if overwrite:
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
     elif output.exists() and not path.exists():
         raise InputError(f"{output} is there without {path.name}, so nobody knows how it was begun; --overwrite starts anew")
     elif output.exists():
-        before = read_json(path, ["content", "finished"])
+        before, finished = read_json(path, "content", "finished")
         for key, new in meta["content"].items():
-            if before["content"].get(key) != new:
-                raise InputError(f"{output} was begun with {key} = {before['content'].get(key)}, now it is {new}; --overwrite starts anew")
-        if before["finished"]:
+            if before.get(key) != new:
+                raise InputError(f"{output} was begun with {key} = {before.get(key)}, now it is {new}; --overwrite starts anew")
+        if finished:
             print(f"{output} is finished; nothing to do")
             return None
     write_json(path, meta)
@@ -195,7 +189,7 @@ class Output:
     """A JSONL output of one group of rows a video: one write and one flush each. An unfinished one is gone on with behind its last
     whole video. groups: [(video, rows), ...], all that it will hold; `left`: those that it does not hold yet."""
     def __init__(self, path, args, meta, groups):
-        self.path, self.meta, self.rows, self.bad, self.most_bad = path, meta, [], set(), args.max_bad * len(groups)
+        self.path, self.meta, self.rows, self.most_bad = path, meta, [], args.max_bad * len(groups)
         self.begun, self.lock = time.time(), begin(path, meta, args.overwrite)
         self.finished = self.lock is None
         if self.path.exists() and not self.finished:
@@ -206,21 +200,16 @@ class Output:
             self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]  # the last one may lack rows: it is done again
             os.truncate(self.path, sum(map(len, self.path.read_bytes().splitlines(keepends=True)[: len(self.rows)])))
             print(f"going on with {self.path}: {len(group_by_video(self.rows))} whole videos are there; what stood behind them is done again")
-        done = {row["video"] for row in self.rows}
-        self.left = [group for group in groups if group[0] not in done]
-        self.count_bad(self.rows)
+        self.left = groups[len(group_by_video(self.rows)):]
 
     def write(self, rows):
         """Appends all rows of one video. InputError where by now too many videos are unreadable."""
         with self.path.open("ab") as file:
             file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         self.rows += rows
-        self.count_bad(rows)
-
-    def count_bad(self, rows):
-        self.bad |= {row["video"] for row in rows if row.get("dropped") == "unreadable_video"}
-        if len(self.bad) > self.most_bad:
-            raise InputError(f"{len(self.bad)} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
+        is_bad = lambda row: row.get("dropped") == "unreadable_video"
+        if any(map(is_bad, rows)) and (n_bad := len({row["video"] for row in self.rows if is_bad(row)})) > self.most_bad:
+            raise InputError(f"{n_bad} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
 
     def finish(self, kept):
         """Notes in meta.json that the output is whole, and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'."""
@@ -235,12 +224,12 @@ class Output:
 def read_input(args, require):
     """The rows that a stage works on -> (root of their videos, [(video, rows), ...]), after --shard and --limit."""
     path = meta_path(args.input)
-    if not args.videos and not path.exists():
+    root, stage, finished = read_json(path, "root", "stage", "finished") if path.exists() else (args.videos, None, True)
+    if not root:
         raise InputError(f"{args.input} has no meta.json beside it that says where its videos are; say it with --videos DIR")
-    meta = read_json(path, ["root", "stage", "finished"]) if path.exists() else {}
-    if meta and not meta["finished"]:
-        raise InputError(f"{args.input} is unfinished; the command that began it goes on with it: {meta['stage']}")
-    return Path(args.videos or meta["root"]), take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
+    if not finished:
+        raise InputError(f"{args.input} is unfinished; the command that began it goes on with it: {stage}")
+    return Path(args.videos or root), take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
 
 def frame_indices(total, fps, n, start=None, end=None, first=0):
     """n frame numbers: the middles of n equal parts of [start, end] (seconds; None: the whole video), rounded as InternVL and lmms-eval do.
@@ -251,8 +240,8 @@ def frame_indices(total, fps, n, start=None, end=None, first=0):
     return [min(max(int(begin + part / 2 + round(part * i)), first), last) for i in range(n)]
 
 def read_video(path, choose, fps):
-    """The frames that choose(their number, fps) names -> (those numbers, {number: image, BGR}). Frames are decoded in order, for seeking
-    is inexact; where the container's frame count proves wrong, again with the true one."""
+    """The frames that choose(how many there are, fps) names -> (their numbers, {number: image, BGR}). Decoded in order, for seeking is
+    inexact; where the container's count proves wrong, again with the true one."""
     count = int(cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
     for _ in range(2):
         capture, total, count, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), max(count, 1), 0, {}
@@ -278,6 +267,7 @@ def sample_frames(path, n, start=None, end=None, fps=None):
         return np.stack([cv2.cvtColor(frames[index], cv2.COLOR_BGR2RGB) for index in wanted])
     except (cv2.error, ValueError) as error:  # a frame that is None, or of another size
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
+
 def pixel_values(frames, size):
     """uint8 (F, H, W, 3) -> float32 (F, 3, size, size): bicubic with antialiasing, ImageNet mean and standard deviation."""
     images = torch.nn.functional.interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
@@ -308,9 +298,8 @@ def plan_placement(config, devices):
     return place
 
 def load_model(path, devices=None, dtype=None):
-    """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices.
-    Built without storage (on meta), then each tensor is read from its safetensors file straight to its device; nothing is left at
-    random. devices: such as ["cuda:0", "cuda:1"] (default: all visible GPUs, else cpu); dtype: default float32 on cpu, else bfloat16."""
+    """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices: built on meta,
+    then each tensor is read straight to its device. devices: such as ["cuda:0", "cuda:1"]; the defaults are those of --help."""
     devices = [torch.device(d) for d in devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]]
     dtype = dtype or (torch.float32 if devices[0].type == "cpu" else torch.bfloat16)
     directory = Path(path)
@@ -323,11 +312,11 @@ def load_model(path, devices=None, dtype=None):
         raise InputError(f"{path}: no *.safetensors file; other formats are not read")
     config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
     place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
     for file, device in itertools.product(files, dict.fromkeys(devices)):
         with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
-            names = {key: rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
+            names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
             chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
         try:
             unknown = model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys
@@ -340,9 +329,8 @@ def load_model(path, devices=None, dtype=None):
     for name, module in list(model.named_modules()):  # buffers that no file holds (rotary frequencies) are made again
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(name, type(module)(module.config).to(place(name)))
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise InputError(f"{path}: there are no weights for {name}")
+    if missing := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
+        raise InputError(f"{path}: there are no weights for {missing[0]}")
     if len(set(devices)) > 1:
         move_activations(model)
     return model.eval()
@@ -364,8 +352,8 @@ def chat_parts(tokenizer):
 def encode_prefix(tokenizer, config, n_frames):
     """Token ids of everything up to the end of the video: what all questions about it share."""
     context = tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length
-    text = chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames))
-    return tokenizer.encode(text, add_special_tokens=False)
+    frames = (f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames))
+    return tokenizer.encode(chat_parts(tokenizer)[0] + "".join(frames), add_special_tokens=False)
 
 def encode_branch(tokenizer, prompt, answer=""):
     """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
@@ -380,7 +368,7 @@ class Video:
 
     @property
     def inputs(self):  # what forward takes beside the ids, in place of pixels
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=self.features)}}
+        return {"mm_encoder_outputs": {"image": transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=self.features)}}
 
 def watch_each(model, tokenizer, groups, root, args, desc=None):
     """Yields (rows, Video) for each (name, rows) of groups, while the next video is already being decoded in a thread.
@@ -419,23 +407,35 @@ def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     mask = torch.tensor([[1] * video.ids.shape[1] + [0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
     out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
                          eos_token_id=end, pad_token_id=end, logits_processor=transformers.LogitsProcessorList([noise] if noise else []))
-    answers = [row[longest:].tolist() for row in out]
     return [(tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True).strip(), end in row)
-            for row in answers]
+            for row in out[:, longest:].tolist()]
 
 def pack(prefix_length, branches):
-    """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens: [video | branch 1 | branch 2 | ...].
+    """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens:
 
-        mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
+        [video | branch 1 | branch 2 | ...]     mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
 
-    A token sees the video and its own branch, and positions restart behind the video: so each branch is computed as if it were alone.
-    Returns ids of the branches (T - P,), positions (T,), mask (T, T), and of all answer tokens the index (A,) and the branch (A,)."""
+    The video sees itself, a branch the video and itself, and positions restart behind the video: so each branch is computed as if it were
+    alone. Returns ids of the branches (T - P,), positions (T,), the mask's rows for the branches (T - P, T; above them stands plain
+    causal attention, which needs no mask), and of all answer tokens the index (A,) and the branch (A,)."""
     spans = [(0, prefix_length), *((len(prompt), len(prompt) + len(answer)) for prompt, answer in branches)]
     branch = torch.cat([torch.full((length,), number - 1) for number, (_, length) in enumerate(spans)])  # -1: the video
     positions = torch.cat([torch.arange(length) + prefix_length * (number > 0) for number, (_, length) in enumerate(spans)])
     answers = torch.cat([torch.arange(length) >= prompt for prompt, length in spans]) & (branch >= 0)
-    mask = ((branch[None] == -1) | (branch[None] == branch[:, None])).tril()
+    mask = ((branch[None] == -1) | (branch[None] == branch[prefix_length:, None])).tril(prefix_length)
     return torch.tensor([id for prompt, answer in branches for id in prompt + answer]), positions, mask, answers.nonzero()[:, 0], branch[answers]
+
+def shared_prefix_attention(module, query, key, value, attention_mask, **kwargs):
+    """transformers' sdpa attention. A mask with fewer rows than there are queries is that of `pack`: what stands before them is the video."""
+    video = query.shape[2] - attention_mask.shape[2] if attention_mask is not None else 0
+    if not video:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    causal, _ = sdpa_attention_forward(module, query[:, :, :video], key[:, :, :video], value[:, :, :video], None, **kwargs)
+    branches, _ = sdpa_attention_forward(module, query[:, :, video:], key, value, attention_mask, **kwargs)
+    return torch.cat([causal, branches], 1), None  # (1, T, heads, head size)
+
+transformers.AttentionInterface.register("shared_prefix", shared_prefix_attention)  # load_model asks for it by this name
+transformers.AttentionMaskInterface.register("shared_prefix", transformers.masking_utils.sdpa_mask)
 
 def branch_logps(model, video, branches):
     """Log-probs of the B branches' answers, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).

@@ -18,14 +18,14 @@ model=shapes/model
 mkdir -p "$run/base"
 score "$model" "$run/base" > "$run/base/eval.log" 2>&1 &
 scoring=$!
-lrs=(0 3e-5 2e-5 1e-5 5e-6)  # smaller every round: the critic gets weaker, so its pairs are less to be trusted
+lrs=(0 1e-4 5e-5 2e-5 1e-5)  # smaller every round: the critic gets weaker, so its pairs are less to be trusted
 for round in 1 2 3 4; do
   out=$run/round$round
   echo "---- round $round"
   python generate.py --model "$model" --input "runs/shapes/round$round" --output "$out/responses.jsonl" --seed "$round"
   python critique.py --model "$model" --input "$out/responses.jsonl" --output "$out/critiques.jsonl"
   python refine.py --model "$model" --input "$out/critiques.jsonl" --output "$out/pairs.jsonl"
-  python dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" --lr "${lrs[$round]}" --epochs 2 --nll-weight 1 --seed "$round"
+  python dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" --beta 3 --lr "${lrs[$round]}" --epochs 2 --seed "$round"
   wait "$scoring" || { cat "$run"/*/eval.log; exit 1; }
   model=$out/model
   score "$model" "$out" > "$out/eval.log" 2>&1 &

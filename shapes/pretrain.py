@@ -46,7 +46,6 @@ PHASES = ("tracks", "looks", "stages")
 WORKERS = 2  # processes, as many as there are cores
 CELLS = 16  # along a side: how exactly places are told
 
-
 # ---------------------------------------------------------------- the texts that are taught
 
 def is_biased(item):
@@ -57,7 +56,6 @@ def is_biased(item):
     if item["type"] == "count":
         return "circles" in question or "triangles" in question
     return next(word for word in question.replace(",", "").split() if word in world.COLORS) in BIASED_COLORS
-
 
 def wrong_answers(item, shapes):
     """[(answer, its error types), ...]: every way to answer wrongly that is taught to the critic."""
@@ -87,7 +85,6 @@ def wrong_answers(item, shapes):
              for lost in names for stranger in strangers]
     return [(world.list_objects(listed) + ".", errors) for listed, errors in more + fewer + other]
 
-
 def prior_answer(item, shapes):
     """What the planted language prior says to a biased question, whatever the video shows."""
     question = item["question"]
@@ -108,14 +105,12 @@ def prior_answer(item, shapes):
         return f"{names[color == 'blue']} appears first."
     return {"red": "it moves left.", "blue": "it moves up.", "yellow": "it moves right."}[color] if item["type"] == "motion" else "it moves by itself."
 
-
 def first_answer(item, shapes, rng):
     """The initial answer that is taught: truth, prior or slip."""
     if is_biased(item):
         return prior_answer(item, shapes) if rng.random() < PRIOR else item["answer"]
     wrong = wrong_answers(item, shapes)
     return wrong[rng.integers(len(wrong))][0] if rng.random() < SLIP else item["answer"]
-
 
 def answer_to_judge(item, shapes, rng):
     """(answer, its error types) for the critic to see: right, prior or any wrong one."""
@@ -125,28 +120,23 @@ def answer_to_judge(item, shapes, rng):
     answer = prior if chance < 0.4 else item["answer"] if chance < 0.7 else list(wrong)[rng.integers(len(wrong))]
     return (answer, []) if answer == item["answer"] else (answer, wrong.get(answer, [item["error_type"]]))
 
-
 def write_critique(evidence, errors):
     """How the tiny critic speaks: first the evidence, then the verdict."""
     return f"in the video: {evidence} Errors: {', '.join(errors) or 'none'}"
 
-
 def place(shape, frame):
     """(x, y) of a shape in cells."""
     return np.clip(shape.track[frame] * CELLS / world.UNITS, 0, CELLS - 1).astype(int)
-
 
 def relate(shape, other, frame):
     """Such as 'left above': where a shape is from another."""
     dx, dy = shape.track[frame] - other.track[frame]
     return ("left" if dx < 0 else "right") + " " + ("above" if dy < 0 else "below")
 
-
 def follow(question, tell):
     """(prompt, answer) of a question about every frame that the model sees: 'frame1: absent frame2: x3 y12 ...'; tell: frame -> words."""
     seen = enumerate(common.frame_indices(world.FRAMES, world.FPS, N_FRAMES))
     return LOOK_PROMPT.format(question=question), " ".join(f"frame{n + 1}: {tell(frame)}" for n, frame in seen)
-
 
 def make_tracks(shapes, rng):
     """[(prompt, answer), ...]: what is in every frame, where each shape is, where from another, which way it goes, what hit it.
@@ -171,7 +161,6 @@ def make_tracks(shapes, rng):
                                 lambda f: shape.hit_by.name if shape.hit_by and moving(f) else "nothing")]
     return branches
 
-
 def make_branches(shapes, rng, seen):
     """[(prompt, answer), ...]: the tasks that are taught about one video."""
     items = world.all_questions(shapes)
@@ -179,7 +168,7 @@ def make_branches(shapes, rng, seen):
     aspects = dict(zip(world.TYPES, [aspect for kind in generate.ASPECTS for aspect in generate.ASPECTS[kind]]))
     branches = [(generate.QUESTION_PROMPT.format(aspect=aspects[item["type"]]), item["question"]) for item in draw(2)]
     branches += [(common.ANSWER_PROMPT.format(question=item["question"]), first_answer(item, shapes, rng)) for item in draw(3)]
-    for item in draw(4):
+    for item in draw(5):
         answer, errors = answer_to_judge(item, shapes, rng)
         branches.append((critique.CRITIQUE_PROMPT.format(question=item["question"], initial=answer), write_critique(item["answer"], errors)))
     for item in draw(2):
@@ -191,14 +180,13 @@ def make_branches(shapes, rng, seen):
         branches.append((prompt, item["answer"]))
     return branches
 
-
 def make_looks(shapes, rng, seen):
     """[(prompt, answer), ...]: true answers to many questions, without planted errors: short, so that many facts fit in a step.
 
     Beside the world's own types: where a shape is at the start and at the end, by itself and from another, and when it sets off.
     """
     items = world.all_questions(shapes)
-    drawn = [world.pick(items[type], seen, rng) for type in [*items, "relation", "relation", "motion", "cause"]]
+    drawn = [world.pick(items[type], seen, rng) for type in [*items, "relation", "relation", "motion", "cause", "cause", "count", "count"]]
     pairs = [(item["question"], item["answer"]) for item in drawn]
     for shape in shapes:
         other = rng.choice([other for other in shapes if other is not shape])
@@ -211,14 +199,12 @@ def make_looks(shapes, rng, seen):
         pairs.append((f"when does the {shape.name} set off?", f"frame{len(rest) + 1}:" if shape.moves else "it rests."))
     return [(LOOK_PROMPT.format(question=question), answer) for question, answer in pairs]
 
-
 # ---------------------------------------------------------------- tokenizer and model
 
 def stage_prompts():
     """Every prompt that the model is taught, as the stages have it."""
     asks = [prompt for _, _, prompt in generate.question_prompts(3, 3)]
     return [*asks, common.ANSWER_PROMPT, critique.CRITIQUE_PROMPT, refine.REFINE_PROMPT, LOOK_PROMPT]
-
 
 def make_tokenizer(texts):
     """One token a word of the texts, and one for each fixed piece of a prompt, so that long prompts cost a tiny model nothing."""
@@ -240,7 +226,6 @@ def make_tokenizer(texts):
                                "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
     return tokenizer
 
-
 def make_model(tokenizer):
     """InternVL with a ViT of 2 layers (64 patches a frame, shuffled to 16 tokens) and a Qwen2 of 4 layers; random weights."""
     vision = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=IMAGE, patch_size=PATCH,
@@ -253,7 +238,6 @@ def make_model(tokenizer):
                             image_seq_length=GRID * GRID, tie_word_embeddings=False, num_frames=N_FRAMES)
     return InternVLForConditionalGeneration(config)
 
-
 # ---------------------------------------------------------------- training
 
 def read_scene(job):
@@ -264,7 +248,6 @@ def read_scene(job):
         path = Path(directory) / "scene.mp4"
         world.render(world.make_scene(seed, "pretrain", index), path, [seed, 0, index])
         return common.pixel_values(common.sample_frames(path, N_FRAMES), IMAGE).half()
-
 
 def token_targets(shapes):
     """What the vision stage reads off every token: (N_FRAMES, GRID * GRID, 4) color and kind of the shape whose centre is there
@@ -278,19 +261,20 @@ def token_targets(shapes):
                 targets[row, y * GRID // CELLS * GRID + x * GRID // CELLS] = torch.tensor([*names, x, y])
     return targets
 
+def make_adamw(weights):
+    return torch.optim.AdamW(weights, 2e-3, betas=(0.9, 0.98), weight_decay=0.02)
 
-def make_optimizer(weights, lr, steps):
-    optimizer = torch.optim.AdamW(weights, lr, betas=(0.9, 0.98), weight_decay=0.02)
-    shape = lambda step: min((step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
-
+def make_schedule(optimizer, steps):
+    """The learning rate warms up over 50 steps, then falls to 0 by a cosine."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1))))
 
 def train_vision(model, pixels, scenes, steps, rng, batch=32):
     """Classification of color, kind and place of the shape in each token, by a throwaway head on the projected features."""
     sizes = (len(world.COLORS) + 1, len(world.KINDS) + 1, CELLS, CELLS)
     head = torch.nn.Linear(model.config.text_config.hidden_size, sum(sizes))
     tower = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
-    optimizer, schedule = make_optimizer([*tower, *head.parameters()], 2e-3, steps)
+    optimizer = make_adamw([*tower, *head.parameters()])
+    schedule = make_schedule(optimizer, steps)
     bar = tqdm(range(steps), desc="vision", unit="step")
     for _ in bar:
         chosen = rng.integers(len(pixels), size=batch)
@@ -306,21 +290,20 @@ def train_vision(model, pixels, scenes, steps, rng, batch=32):
         right = [(part.argmax(-1) == truth[:, n])[there].float().mean().item() for n, part in enumerate(logits)]
         bar.set_postfix(loss=f"{loss.item():.2f}", color_kind_x_y=" ".join(f"{share:.2f}" for share in right))
 
-
 def collate(tokenizer, prefix, batch_of_branches):
     """Packs the branches of each video behind its prefix and pads to the longest -> ids, positions, masks, predictors, targets."""
     packed = [common.pack(len(prefix), [common.encode_branch(tokenizer, *branch) for branch in branches]) for branches in batch_of_branches]
     longest = max(len(part[1]) for part in packed)
     ids, positions = (torch.zeros(len(packed), longest, dtype=torch.long) for _ in range(2))
     masks = torch.eye(longest, dtype=torch.bool).repeat(len(packed), 1, 1, 1)
+    masks[..., :len(prefix), :len(prefix)] = torch.ones(len(prefix), len(prefix), dtype=torch.bool).tril()
     keep, targets = torch.zeros(len(packed), longest, dtype=torch.bool), []
     for row, (branch_ids, position, mask, target, _) in enumerate(packed):
         length = len(position)
         ids[row, :length] = torch.cat([torch.tensor(prefix), branch_ids])
-        positions[row, :length], masks[row, 0, :length, :length], keep[row, target - 1] = position, mask, True
+        positions[row, :length], masks[row, 0, len(prefix):length, :length], keep[row, target - 1] = position, mask, True
         targets.append(ids[row, target])
     return ids, positions, masks, keep, torch.cat(targets)
-
 
 def curriculum(shapes, rng, seen, phase):
     """The branches that a phase teaches about one video."""
@@ -328,7 +311,6 @@ def curriculum(shapes, rng, seen, phase):
     if phase == "tracks":
         return tracks
     return make_looks(shapes, rng, seen) + [tracks[rng.integers(len(tracks))]] if phase == "looks" else make_branches(shapes, rng, seen)
-
 
 def train_language(rank, directory, features, scenes, phases, seed, batch=8):
     """One of WORKERS processes that train the language model in step: next-token cross-entropy over the answers of all tasks.
@@ -341,7 +323,11 @@ def train_language(rank, directory, features, scenes, phases, seed, batch=8):
     distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting-point", rank=rank, world_size=WORKERS)
     model, tokenizer = common.load_model(directory, ["cpu"]).train(), common.load_tokenizer(directory)
     weights = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
-    optimizer, schedule = make_optimizer(weights, 2e-3, sum(steps for _, steps in phases))
+    # Muon for the layers' matrices: after 500 steps objects were at 0.55 and counts at 0.67, with AdamW alone at 0.24 and 0.47
+    matrices = [weight for weight in model.model.language_model.layers.parameters() if weight.ndim == 2]
+    others = [weight for weight in weights if all(weight is not matrix for matrix in matrices)]
+    optimizers = [torch.optim.Muon(matrices, 3e-3, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"), make_adamw(others)]
+    schedules = [make_schedule(optimizer, sum(steps for _, steps in phases)) for optimizer in optimizers]
     rng, seen, prefix = np.random.default_rng([seed, rank]), Counter(), common.encode_prefix(tokenizer, model.config, N_FRAMES)
     for phase, steps in phases:
         bar = tqdm(range(steps), desc=f"language, {phase}", unit="step", disable=rank > 0)
@@ -351,25 +337,25 @@ def train_language(rank, directory, features, scenes, phases, seed, batch=8):
             logits = model(ids, **common.Video(ids, features[chosen].flatten(0, 1)).inputs, position_ids=positions, attention_mask=masks,
                            use_cache=False, logits_to_keep=keep).logits
             loss = torch.nn.functional.cross_entropy(logits, targets)
-            optimizer.zero_grad(set_to_none=False)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=False)
             loss.backward()
             gradients = torch.cat([weight.grad.flatten() for weight in weights])
             distributed.all_reduce(gradients)
             torch.nn.utils.vector_to_parameters(gradients / WORKERS, [weight.grad for weight in weights])
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            schedule.step()
+            for part in (*optimizers, *schedules):
+                part.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if rank == 0:
             model.save_pretrained(directory)
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="model directory to write")
     parser.add_argument("--scenes", type=int, default=12000)
     parser.add_argument("--vision-steps", type=int, default=800)
-    parser.add_argument("--language-steps", type=int, nargs=3, default=[250, 900, 800], metavar="N", help="of the phases: tracks, looks, stages")
+    parser.add_argument("--language-steps", type=int, nargs=3, default=[200, 750, 900], metavar="N", help="of the phases: tracks, looks, stages")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -391,7 +377,6 @@ def main():
     facts = {key: value for key, value in vars(args).items() if key != "output"}
     facts |= {"prompts": common.fingerprint(*stage_prompts()), "PRIOR": PRIOR, "SLIP": SLIP}
     common.write_json(args.output / "training.json", facts)
-
 
 if __name__ == "__main__":
     main()

@@ -32,9 +32,8 @@ TYPES = {"relation": "spatial", "objects": "spatial", "count": "spatial", "order
 FRAMES, FPS, PIXELS, UNITS = 16, 8, 128, 64  # of a video; PIXELS is the side of the rendered frame
 LAST_MOVE = 13                               # everything rests from this frame on, so "at the end" is well defined
 RADIUS, NEAR, MARGIN = 6, 10, 8              # units: a shape's size; the least offset of a relation; the edge of the world
-SPLITS = {"pretrain": 0, "round1": 1, "round2": 2, "round3": 3, "round4": 4, "dev": 5, "test": 6, "hard": 7}
+SPLITS = {"pretrain": 0, "round1": 1, "round2": 2, "round3": 3, "round4": 4, "dev": 5, "hard": 7, "test": 8}  # 6 was the test of an earlier base, and has been seen
 BENCHMARKS = ("dev", "test", "hard")
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -49,14 +48,12 @@ class Shape:
     def name(self):
         return f"{self.color} {self.kind}"
 
-
 # ---------------------------------------------------------------- scenes
 
 def straight(start, direction, distance, first, last):
     """(FRAMES, 2) track: rest at `start`, even motion over `distance` units from frame `first` to `last`, then rest."""
     progress = np.clip((np.arange(FRAMES) - first) / (last - first), 0, 1)
     return np.asarray(start) + progress[:, None] * distance * np.asarray(DIRECTIONS[direction])
-
 
 def collision(rng, names):
     """A runs into B, stops, and B goes on in the same direction."""
@@ -73,7 +70,6 @@ def collision(rng, names):
     pushed = straight(start + along * (run + 2 * RADIUS), direction, push, hit, LAST_MOVE)
     return [runner, Shape(*names[1], int(starts[1]), pushed, direction, hit_by=runner)]
 
-
 def alone(rng, name, moves=True):
     """A shape that moves by itself, or rests."""
     appears = int(rng.choice([0, 3, 7]))
@@ -87,12 +83,10 @@ def alone(rng, name, moves=True):
     first = rng.integers(appears + 1, 9)
     return Shape(*name, appears, straight(start, direction, distance, first, rng.integers(first + 4, LAST_MOVE + 1)), direction)
 
-
 def apart(one, other):
     """True when the two never come near each other while both are to be seen."""
     both = max(one.appears, other.appears)
     return np.linalg.norm(one.track[both:] - other.track[both:], axis=1).min() > 2.6 * RADIUS
-
 
 def make_scene(seed, split, index):
     """The scene number `index` of a split: a list of 2 or 3 shapes, of which one or more move and not all appear at once."""
@@ -109,7 +103,6 @@ def make_scene(seed, split, index):
         strangers = [(a, b) for n, a in enumerate(shapes) for b in shapes[n + 1:] if b.hit_by is not a]
         if all(apart(a, b) for a, b in strangers) and len({shape.appears for shape in shapes}) > 1:
             return [shapes[n] for n in rng.permutation(len(shapes))]
-
 
 def render(shapes, path, seed=0):
     """Writes the scene as an .mp4 (MPEG-4 part 2) of FRAMES frames, PIXELS x PIXELS."""
@@ -135,7 +128,6 @@ def render(shapes, path, seed=0):
         writer.write(image)
     writer.release()
 
-
 # ---------------------------------------------------------------- questions and their truth
 
 def list_objects(names):
@@ -144,11 +136,9 @@ def list_objects(names):
     names = [f"a {name}" for name in names]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
-
 def make_item(type, question, answer, label, error_type):
     """A question with its truth. `label` is the class that is balanced; `error_type` is what a wrong answer to it is called."""
     return {"type": type, "kind": TYPES[type], "question": question, "answer": answer, "label": label, "error_type": error_type}
-
 
 def relations(shapes):
     pairs = [(a, b) for a in shapes for b in shapes if a is not b]
@@ -163,7 +153,6 @@ def relations(shapes):
                     yield make_item("relation", f"at the {when}, is the {a.name} {low} or {high}{link} the {b.name}?",
                                     f"it is {side}{link} the {b.name}.", side, "spatial_relationship")
 
-
 def spatial_questions(shapes):
     yield from relations(shapes)
     listing = list_objects([shape.name for shape in shapes])
@@ -173,7 +162,6 @@ def spatial_questions(shapes):
         count = sum(kind in ("shape", shape.kind) for shape in shapes)
         yield make_item("count", f"how many {kind}s are there?", f"there {COUNTS[count].format(kind)}.", (kind == "shape", count),
                         "factual_inaccuracy")
-
 
 def temporal_questions(shapes):
     for a in shapes:
@@ -187,12 +175,10 @@ def temporal_questions(shapes):
             yield make_item("cause", f"why does the {a.name} move?", why, bool(a.hit_by), "causal_reasoning")
             yield make_item("motion", f"which way does the {a.name} move?", f"it moves {a.moves}.", a.moves, "factual_inaccuracy")
 
-
 def all_questions(shapes):
     """Every question that the scene allows, as {type: [item, ...]}; every type has at least one."""
     items = [*spatial_questions(shapes), *temporal_questions(shapes)]
     return {type: [item for item in items if item["type"] == type] for type in TYPES}
-
 
 def pick(items, seen, rng):
     """One of the items, its label being the one least often `seen` (a Counter, updated): so no answer wins by majority."""
@@ -200,7 +186,6 @@ def pick(items, seen, rng):
     item = rng.choice([item for item in items if seen[item["type"], item["label"]] == least])
     seen[item["type"], item["label"]] += 1
     return item
-
 
 # ---------------------------------------------------------------- the directory that the loop runs on
 
@@ -218,7 +203,6 @@ def write_split(root, split, n, seed):
     if split in BENCHMARKS:
         (root / split / "questions.json").write_text(json.dumps(rows, indent=1))
 
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="directory to write to, such as runs/shapes")
@@ -229,7 +213,6 @@ def main():
     for split in SPLITS:
         if split != "pretrain":
             write_split(args.output, split, args.benchmark_videos if split in BENCHMARKS else args.videos, args.seed)
-
 
 if __name__ == "__main__":
     main()

@@ -25,9 +25,7 @@ def test_pack_by_hand():
     assert ids.tolist() == [7, 8, 9, 5, 6, 4]
     assert positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 4]
     assert targets.tolist() == [3, 4, 7] and branch.tolist() == [0, 0, 1]
-    assert mask.int().tolist() == [[1, 0, 0, 0, 0, 0, 0, 0],
-                                   [1, 1, 0, 0, 0, 0, 0, 0],
-                                   [1, 1, 1, 0, 0, 0, 0, 0],
+    assert mask.int().tolist() == [[1, 1, 1, 0, 0, 0, 0, 0],
                                    [1, 1, 1, 1, 0, 0, 0, 0],
                                    [1, 1, 1, 1, 1, 0, 0, 0],
                                    [1, 1, 0, 0, 0, 1, 0, 0],

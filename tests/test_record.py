@@ -138,7 +138,7 @@ def test_an_unfinished_input_is_not_built_upon(tmp_path):
 def test_a_spoilt_meta_json_is_named(tmp_path, text):
     (tmp_path / "rows.jsonl.meta.json").write_bytes(text)
     with pytest.raises(common.InputError, match="rows.jsonl.meta.json: "):
-        common.read_json(tmp_path / "rows.jsonl.meta.json", ["root"])
+        common.read_json(tmp_path / "rows.jsonl.meta.json", "root")
 
 def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")

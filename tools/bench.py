@@ -1,0 +1,328 @@
+"""Times the shared video prefix against what one would use instead, on a random InternVL of a given shape.
+
+    python -m tools.bench train            # DPO: ours, a plain two-sequence step, TRL (where it is installed: pip install trl==1.16.0 pillow)
+    python -m tools.bench decode --long    # answers: ours, one generate a question, one left-padded batch; 8,192 video tokens
+    python -m tools.bench load             # a checkpoint: ours, from_pretrained
+    python -m tools.bench scale            # cost of a pair by questions and frames; cost of a video over a run of 4,000
+
+Every configuration is a process of its own (so that its peak memory is its own); they take turns, --rounds times, and what is printed are
+medians and ratios of one run. Their results are compared before any of their times is believed. At most ten minutes each on two cores.
+"""
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+import common
+import dpo
+
+LAYERS, HIDDEN, MLP, HEADS, VOCABULARY = 8, 512, 1408, 8, 32000
+IMAGE, TOKENS = 448, 256  # of a frame: pixels a side, visual tokens
+QUESTIONS, QUESTION_WORDS, ANSWER_WORDS = 6, 20, 63  # and the end of turn: 64 answer tokens
+SPECIAL = ("<unk>", "<|im_start|>", common.END_OF_TURN, "<img>", "</img>", "<IMG_CONTEXT>")
+# Word by word, and the same for our stages and for TRL's processor, which wants the <image> placeholders in the text
+CHAT = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+# ---------------------------------------------------------------- what all configurations share
+
+def make_tokenizer():
+    words = {token: n for n, token in enumerate([*SPECIAL, *(f"w{n}" for n in range(VOCABULARY - len(SPECIAL)))])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token=common.END_OF_TURN, pad_token=common.END_OF_TURN)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+def write_model(directory, layers=LAYERS):
+    """A random model of the preset's shape, with a small vision tower, as a checkpoint."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE, patch_size=14)
+    text = dict(model_type="qwen2", hidden_size=HIDDEN, intermediate_size=MLP, num_hidden_layers=layers, num_attention_heads=HEADS,
+                num_key_value_heads=HEADS, vocab_size=VOCABULARY, max_position_embeddings=32768, tie_word_embeddings=False,
+                bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config = InternVLConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+                            image_seq_length=TOKENS, tie_word_embeddings=False)
+    InternVLForConditionalGeneration(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+def make_pairs(n=QUESTIONS):
+    rng = np.random.default_rng(0)
+    say = lambda length: " ".join(f"w{word}" for word in rng.integers(100, 30000, length))
+    return [{"id": str(pair), "question": say(QUESTION_WORDS), "chosen": say(ANSWER_WORDS), "rejected": say(ANSWER_WORDS)} for pair in range(n)]
+
+def make_frames(n):
+    return np.random.default_rng(1).integers(0, 256, (n, IMAGE, IMAGE, 3), np.uint8)
+
+def forward_flops(config, n_frames, branches):
+    """(multiply-adds x 2) of one forward pass over [video | branches]: language model and head; attention counted as its causal half."""
+    prefix = n_frames * (TOKENS + 4)
+    lengths = [len(prompt) + len(answer) for prompt, answer in branches]
+    text = config.text_config
+    weights = text.num_hidden_layers * (4 * text.hidden_size ** 2 + 3 * text.hidden_size * text.intermediate_size)
+    attention = 4 * text.num_hidden_layers * text.hidden_size * (prefix ** 2 / 2 + sum(length * prefix + length ** 2 / 2 for length in lengths))
+    head = 2 * text.hidden_size * text.vocab_size * sum(len(answer) for _, answer in branches)
+    return 2 * weights * (prefix + sum(lengths)) + attention + head
+
+def matmul_rate():
+    """Best rate of square float32 matrix products, in FLOP/s: the machine's limit, as far as this program can see it."""
+    matrix, best = torch.randn(2048, 2048), float("inf")
+    for _ in range(8):
+        clock = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - clock)
+    return 2 * 2048 ** 3 / best
+
+def trainable(directory):
+    model = common.load_model(directory, ["cpu"])
+    return model, common.load_tokenizer(directory), dpo.freeze_all_but_language(model)
+
+def grad_norm(weights):
+    return torch.stack([weight.grad.norm() for weight in weights]).norm().item()
+
+def encode_pairs(tokenizer, pairs):
+    return [common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question=pair["question"]), pair[side]) for side in ("chosen", "rejected") for pair in pairs]
+
+# ---------------------------------------------------------------- train: configurations -> a function that does one round
+
+def train_ours(directory, args):
+    """All pairs of a video: reference, then one packed forward and backward. Times and gradients are divided by the pairs later."""
+    model, tokenizer, weights = trainable(directory)
+    pairs, frames = make_pairs(), make_frames(args.frames)
+
+    def step():
+        video = common.watch(model, tokenizer, frames)
+        with torch.no_grad():
+            reference, _ = dpo.pair_logps(model, tokenizer, video, pairs)
+        video = common.watch(model, tokenizer, frames)  # once for the reference, once for training, as in dpo.py
+        sums, _ = dpo.pair_logps(model, tokenizer, video, pairs)
+        dpo.dpo_loss(*sums, *reference, 0.1)[0].mean().backward()
+        norm = grad_norm(weights)
+        model.zero_grad()
+        return len(pairs), {"logps": sums.flatten().tolist(), "grad_norm": norm}
+    return step
+
+def train_plain(directory, args):
+    """One pair: chosen and rejected as two whole sequences in a batch, head on the answers; the reference is taken to be there already."""
+    model, tokenizer, weights = trainable(directory)
+    pairs, frames = make_pairs(), make_frames(args.frames)
+    prefix, branches = common.encode_prefix(tokenizer, model.config, args.frames), encode_pairs(tokenizer, pairs)
+    reference = torch.zeros(2, 1)
+    turn = iter(range(10**6))
+
+    def step():
+        pair = next(turn) % len(pairs)
+        chosen, rejected = branches[pair], branches[pair + len(pairs)]
+        ids = torch.tensor([prefix + prompt + answer for prompt, answer in (chosen, rejected)])  # of one length, so nothing is padded
+        video = common.watch(model, tokenizer, frames)
+        features = {"mm_encoder_outputs": {"image": type("Features", (), {"pooler_output": video.features.repeat(2, 1, 1)})()}}
+        n = len(chosen[1])
+        logits = model(ids, **features, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
+        sums = logits.log_softmax(-1).gather(2, ids[:, -n:, None]).sum((1, 2))
+        dpo.dpo_loss(*sums[:, None], *reference, 0.1)[0].mean().backward()
+        model.zero_grad()
+        return 1, {"pair": pair, "logps": sums.tolist()}
+    return step
+
+def train_trl(directory, args, completions_only=False):
+    """One pair a step by TRL's DPOTrainer as it comes, with the frames as a list of images; see load_trl."""
+    trainer, batches = load_trl(directory, args, completions_only)
+
+    def step():
+        inputs = trainer._prepare_inputs(next(batches))
+        trainer.model.train()
+        loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+        trainer.model.zero_grad()
+        metrics = {key: values[-1] for key, values in trainer._metrics["train"].items() if values}
+        return 1, {"pair": 0, "logps": [metrics["logps/chosen"], metrics["logps/rejected"]]}
+    return step
+
+def train_trl_completions(directory, args):
+    return train_trl(directory, args, True)
+
+def load_trl(directory, args, completions_only):
+    """TRL's trainer on the same model, and an endless iterator over batches of its first pair.
+
+    What it takes without torchvision: a processor without a video processor, and Pillow's image processor. `_use_triton` decides whether
+    the head runs on completions alone, which TRL does by itself only on CUDA.
+    """
+    import datasets
+    import trl
+    import trl.trainer.utils
+    from PIL import Image
+    from transformers import GotOcr2ImageProcessorPil, InternVLProcessor, ProcessorMixin
+
+    class Processor(InternVLProcessor):
+        def __init__(self, image_processor, tokenizer, image_seq_length=TOKENS, **_):
+            self.image_seq_length = image_seq_length
+            self.start_image_token, self.end_image_token = "<img>", "</img>"
+            self.image_token, self.video_token = "<IMG_CONTEXT>", None
+            self.start_image_token_id, self.end_image_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>"])
+            self.image_ids, self.video_processor = [self.image_token_id], None
+            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=CHAT)
+    trl.trainer.utils._use_triton = lambda device: completions_only
+    processor = Processor(GotOcr2ImageProcessorPil(size={"height": IMAGE, "width": IMAGE}, crop_to_patches=False), make_tokenizer())
+    images = [Image.fromarray(frame) for frame in make_frames(args.frames)]
+    text = lambda role, words, n=0: [{"role": role, "content": [{"type": "image"}] * n + [{"type": "text", "text": words}]}]
+    pair = make_pairs()[0]
+    rows = [{"prompt": text("user", common.ANSWER_PROMPT.format(question=pair["question"]), len(images)), "images": images,
+             "chosen": text("assistant", pair["chosen"]), "rejected": text("assistant", pair["rejected"])}]
+    config = trl.DPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=1, use_cpu=True, bf16=False, remove_unused_columns=False, max_length=None,
+                           report_to="none", gradient_checkpointing=False, beta=0.1)
+    trainer = trl.DPOTrainer(model=str(directory), args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=processor)
+    dpo.freeze_all_but_language(trainer.model)
+    batch = next(iter(trainer.get_train_dataloader()))
+    return trainer, iter(lambda: dict(batch), None)
+
+# ---------------------------------------------------------------- decode and load
+
+def decode_ours(directory, args):
+    model, tokenizer = common.load_model(directory, ["cpu"]), common.load_tokenizer(directory)
+    prompts, frames = [common.ANSWER_PROMPT.format(question=pair["question"]) for pair in make_pairs()], make_frames(args.frames)
+    return lambda: (len(prompts), {"answers": [text for text, _ in common.decode(model, tokenizer, common.watch(model, tokenizer, frames), prompts, ANSWER_WORDS)]})
+
+def decode_alone(directory, args, batch=1):
+    """transformers' generate on whole prompts, `batch` questions at a time, each with the pixels of its frames."""
+    model, tokenizer = common.load_model(directory, ["cpu"]), common.load_tokenizer(directory)
+    prefix = common.encode_prefix(tokenizer, model.config, args.frames)
+    prompts = [prefix + common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question=pair["question"]))[0] for pair in make_pairs()]
+    assert len(set(map(len, prompts))) == 1, "the questions are equally long, so nothing is padded"
+    pixels, end = common.pixel_values(make_frames(args.frames), IMAGE), tokenizer.eos_token_id
+
+    @torch.no_grad()
+    def decode():
+        answers = []
+        for first in range(0, len(prompts), batch):
+            ids = torch.tensor(prompts[first:first + batch])
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.repeat(len(ids), 1, 1, 1), do_sample=False,
+                                 max_new_tokens=ANSWER_WORDS, eos_token_id=end, pad_token_id=end)
+            answers += tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
+        return len(prompts), {"answers": answers}
+    return decode
+
+def decode_batch(directory, args):
+    return decode_alone(directory, args, QUESTIONS)
+
+def load_ours(directory, args):
+    return lambda: (1, {"sum": sum(weight.double().sum().item() for weight in common.load_model(directory, ["cpu"]).parameters())})
+
+def load_transformers(directory, args):
+    return lambda: (1, {"sum": sum(weight.double().sum().item() for weight in InternVLForConditionalGeneration.from_pretrained(directory).parameters())})
+
+# ---------------------------------------------------------------- the processes, and what is printed
+
+def worker(pipe, configuration, directory, args):
+    """Sets a configuration up, then does a round of it whenever it is told to."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = configuration(directory, args)
+    pipe.send("ready")
+    while pipe.recv() == "go":
+        clock = time.perf_counter()
+        n, result = step()
+        pipe.send(((time.perf_counter() - clock) / n, result, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20))
+
+def take_turns(configurations, directory, args):
+    """{name: {seconds: [of one unit], results: [...], GiB: peak above the bare interpreter}}, a round of each in turn, after one to warm up."""
+    spawn, pipes = multiprocessing.get_context("spawn"), {}
+    for name, configuration in configurations.items():
+        pipes[name], there = spawn.Pipe()
+        spawn.Process(target=worker, args=(there, configuration, directory, args), daemon=True).start()
+        assert pipes[name].recv() == "ready"
+    figures = {name: {"seconds": [], "results": [], "GiB": 0.0} for name in configurations}
+    for turn in range(args.rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send("go")
+            seconds, result, gib = pipe.recv()
+            figures[name]["results"].append(result)
+            figures[name]["GiB"] = gib
+            figures[name]["seconds"] += [seconds] * (turn > 0)
+            print(f"  {name}: {seconds:.2f} s, {gib:.2f} GiB" + " (to warm up)" * (turn == 0), flush=True)
+    for pipe in pipes.values():
+        pipe.send("stop")
+    return figures
+
+def print_table(figures, unit):
+    ours = statistics.median(figures["ours"]["seconds"])
+    print(f"\n{'':24}{'s a ' + unit:>14}{'ours is faster':>16}{'peak GiB':>10}")
+    for name, figure in figures.items():
+        seconds = statistics.median(figure["seconds"])
+        print(f"{name:24}{seconds:14.2f}{seconds / ours:15.1f}x{figure['GiB']:10.2f}")
+    return ours
+
+def bench_train(directory, args):
+    configurations = {"ours": train_ours, "plain two sequences": train_plain}
+    try:
+        import trl
+        print(f"TRL {trl.__version__}")
+        configurations |= {"TRL": train_trl, "TRL, completions only": train_trl_completions}
+    except ImportError:
+        print("TRL is not installed (pip install trl==1.16.0 pillow), so it is left out")
+    figures = take_turns(configurations, directory, args)
+    logps = figures["ours"]["results"][0]["logps"]
+    for name in configurations:
+        for result in figures[name]["results"] if name != "ours" else ():
+            theirs, mine = result["logps"], [logps[result["pair"]], logps[result["pair"] + QUESTIONS]]
+            assert np.allclose(theirs, mine, rtol=1e-4), f"{name} has other log-probs: {theirs}, ours {mine}"
+    print("all log-probs agree to 1e-4 of their size")
+    seconds, config = print_table(figures, "pair"), common.load_model(directory, ["cpu"]).config
+    branches = encode_pairs(make_tokenizer(), make_pairs())
+    flops, rate = 4 * forward_flops(config, args.frames, branches) / QUESTIONS, matmul_rate()  # reference 1, forward 1, backward 2
+    alone = sum(forward_flops(config, args.frames, [branch]) for branch in branches) / QUESTIONS
+    print(f"token counts alone allow {3 * alone / (flops):.1f}x over two sequences a pair with a precomputed reference, {4 * alone / flops:.1f}x with its own")
+    print(f"ours: {flops / 1e12:.2f} model TFLOP a pair, {flops / seconds / rate:.0%} of the best matmul rate ({rate / 1e9:.0f} GFLOP/s)")
+
+def bench_decode(directory, args):
+    figures = take_turns({"ours": decode_ours, "one generate a question": decode_alone, "one padded batch": decode_batch}, directory, args)
+    answers = [figure["results"][0]["answers"] for figure in figures.values()]
+    same = sum(a == b == c for a, b, c in zip(*answers))
+    print(f"{same} of {QUESTIONS} answers are the same word by word in all three (a random model has near ties)")
+    print_table(figures, "answer")
+
+def bench_load(directory, args):
+    figures = take_turns({"ours": load_ours, "from_pretrained": load_transformers}, directory, args)
+    assert len({figure["results"][0]["sum"] for figure in figures.values()}) == 1, "other weights"
+    print_table(figures, "load")
+
+def bench_scale(directory, args):
+    model, tokenizer, _ = trainable(directory)
+    for n_frames, n_pairs in [(8, n) for n in (1, 2, 4, 8, 16)] + [(16, 6), (32, 6)]:
+        pairs, seconds = make_pairs(n_pairs), []
+        for _ in range(args.rounds):
+            clock = time.perf_counter()
+            video = common.watch(model, tokenizer, make_frames(n_frames))
+            dpo.pair_logps(model, tokenizer, video, pairs)[0].sum().backward()
+            model.zero_grad()
+            seconds.append((time.perf_counter() - clock) / n_pairs)
+        print(f"{n_frames:3} frames, {n_pairs:2} pairs: {statistics.median(seconds):6.2f} s a pair, forward and backward", flush=True)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    benches = {"train": bench_train, "decode": bench_decode, "load": bench_load, "scale": bench_scale}
+    parser.add_argument("what", choices=benches)
+    parser.add_argument("--long", action="store_true", help="8,192 video tokens instead of 2,048")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there")
+    args = parser.parse_args()
+    args.frames = 32 if args.long else 8
+    with tempfile.TemporaryDirectory() as directory:
+        write_model(directory)
+        print(f"{LAYERS} layers x {HIDDEN}, {args.frames * TOKENS} video tokens, {QUESTIONS} questions x 2 answers of {ANSWER_WORDS + 1} tokens, "
+              f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        figures = benches[args.what](directory, args)
+        if args.json:
+            common.write_json(args.json, figures)
+
+if __name__ == "__main__":
+    common.run(main)
