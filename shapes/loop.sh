@@ -18,7 +18,7 @@ model=shapes/model
 mkdir -p "$run/base"
 score "$model" "$run/base" > "$run/base/eval.log" 2>&1 &
 scoring=$!
-lrs=(0 1e-4 5e-5 2e-5 1e-5)  # smaller every round: the critic gets weaker, so its pairs are less to be trusted
+lrs=(0 1e-4 5e-5 3e-5 5e-6)  # smaller every round: the critic gets weaker, so its pairs are less to be trusted
 for round in 1 2 3 4; do
   out=$run/round$round
   echo "---- round $round"

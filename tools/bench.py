@@ -10,6 +10,7 @@ medians and ratios of one run. Their results are compared before any of their ti
 """
 import argparse
 import multiprocessing
+import re
 import resource
 import statistics
 import tempfile
@@ -67,7 +68,7 @@ def make_frames(n):
 
 def forward_flops(config, n_frames, branches):
     """(multiply-adds x 2) of one forward pass over [video | branches]: language model and head; attention counted as its causal half."""
-    prefix = n_frames * (TOKENS + 4)
+    prefix = n_frames * (TOKENS + 3) + 2  # Frame1: <img> ... </img>, and the user's turn before it
     lengths = [len(prompt) + len(answer) for prompt, answer in branches]
     text = config.text_config
     weights = text.num_hidden_layers * (4 * text.hidden_size ** 2 + 3 * text.hidden_size * text.intermediate_size)
@@ -170,15 +171,17 @@ def load_trl(directory, args, completions_only):
             self.start_image_token, self.end_image_token = "<img>", "</img>"
             self.image_token, self.video_token = "<IMG_CONTEXT>", None
             self.start_image_token_id, self.end_image_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>"])
-            self.image_ids, self.video_processor = [self.image_token_id], None
+            self.multimodal_pattern = re.compile("(?P<image>" + re.escape(self.image_token) + ")")
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=CHAT)
     trl.trainer.utils._use_triton = lambda device: completions_only
-    processor = Processor(GotOcr2ImageProcessorPil(size={"height": IMAGE, "width": IMAGE}, crop_to_patches=False), make_tokenizer())
+    processor = Processor(GotOcr2ImageProcessorPil(size={"height": IMAGE, "width": IMAGE}, crop_to_patches=False, image_mean=common.IMAGE_MEAN,
+                                                   image_std=common.IMAGE_STD), make_tokenizer())
     images = [Image.fromarray(frame) for frame in make_frames(args.frames)]
-    text = lambda role, words, n=0: [{"role": role, "content": [{"type": "image"}] * n + [{"type": "text", "text": words}]}]
+    text = lambda words: {"type": "text", "text": words}
     pair = make_pairs()[0]
-    rows = [{"prompt": text("user", common.ANSWER_PROMPT.format(question=pair["question"]), len(images)), "images": images,
-             "chosen": text("assistant", pair["chosen"]), "rejected": text("assistant", pair["rejected"])}]
+    video = [part for n in range(args.frames) for part in (text(f"Frame{n + 1}: "), {"type": "image"}, text("\n"))]  # as in common.encode_prefix
+    rows = [{"prompt": [{"role": "user", "content": [*video, text(common.ANSWER_PROMPT.format(question=pair["question"]))]}], "images": images,
+             "chosen": [{"role": "assistant", "content": [text(pair["chosen"])]}], "rejected": [{"role": "assistant", "content": [text(pair["rejected"])]}]}]
     config = trl.DPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=1, use_cpu=True, bf16=False, remove_unused_columns=False, max_length=None,
                            report_to="none", gradient_checkpointing=False, beta=0.1)
     trainer = trl.DPOTrainer(model=str(directory), args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=processor)
