@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -180,8 +179,7 @@ def begin(output, meta, overwrite):
             if before.get(key) != new:
                 raise InputError(f"{output} was begun with {key} = {before.get(key)}, now it is {new}; --overwrite starts anew")
         if finished:
-            print(f"{output} is finished; nothing to do")
-            return None
+            return print(f"{output} is finished; nothing to do")
     write_json(path, meta)
     return lock
 
@@ -204,8 +202,11 @@ class Output:
 
     def write(self, rows):
         """Appends all rows of one video. InputError where by now too many videos are unreadable."""
-        with self.path.open("ab") as file:
-            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}; with this mended the same command goes on") from error
         self.rows += rows
         is_bad = lambda row: row.get("dropped") == "unreadable_video"
         if any(map(is_bad, rows)) and (n_bad := len({row["video"] for row in self.rows if is_bad(row)})) > self.most_bad:
@@ -314,16 +315,15 @@ def load_model(path, devices=None, dtype=None):
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
     place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
-    for file, device in itertools.product(files, dict.fromkeys(devices)):
+    for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
         with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
             names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
             chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
         try:
-            unknown = model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys
-        except RuntimeError as error:
+            if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
+                raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
+        except RuntimeError as error:  # of another shape, too
             raise InputError(f"{file}: {error}") from error
-        if unknown:
-            raise InputError(f"{file}: {config.model_type} has no tensor {unknown[0]!r}")
     if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
     for name, module in list(model.named_modules()):  # buffers that no file holds (rotary frequencies) are made again
