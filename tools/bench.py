@@ -9,10 +9,14 @@ Every configuration is a process of its own (so that its peak memory is its own)
 medians and ratios of one run. Their results are compared before any of their times is believed. At most ten minutes each on two cores.
 """
 import argparse
+import itertools
+import json
 import multiprocessing
+import os
 import re
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +27,9 @@ import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 import common
+import critique
 import dpo
+from shapes import world
 
 LAYERS, HIDDEN, MLP, HEADS, VOCABULARY = 8, 512, 1408, 8, 32000
 IMAGE, TOKENS = 448, 256  # of a frame: pixels a side, visual tokens
@@ -98,32 +104,30 @@ def encode_pairs(tokenizer, pairs):
 # ---------------------------------------------------------------- train: configurations -> a function that does one round
 
 def train_ours(directory, args):
-    """All pairs of a video: reference, then one packed forward and backward. Times and gradients are divided by the pairs later."""
+    """All pairs of a video: reference, then one packed forward and backward, each after a reading of the video, as in dpo.py."""
     model, tokenizer, weights = trainable(directory)
-    pairs, frames = make_pairs(), make_frames(args.frames)
+    frames = make_frames(args.frames)
 
-    def step():
-        video = common.watch(model, tokenizer, frames)
+    def train(pairs):
         with torch.no_grad():
-            reference, _ = dpo.pair_logps(model, tokenizer, video, pairs)
-        video = common.watch(model, tokenizer, frames)  # once for the reference, once for training, as in dpo.py
-        sums, _ = dpo.pair_logps(model, tokenizer, video, pairs)
+            reference, _ = dpo.pair_logps(model, tokenizer, common.watch(model, tokenizer, frames), pairs)
+        sums, _ = dpo.pair_logps(model, tokenizer, common.watch(model, tokenizer, frames), pairs)
         dpo.dpo_loss(*sums, *reference, 0.1)[0].mean().backward()
         norm = grad_norm(weights)
         model.zero_grad()
         return len(pairs), {"logps": sums.flatten().tolist(), "grad_norm": norm}
-    return step
+    first = train(make_pairs()[:1])[1]["grad_norm"]  # of the first pair alone, for comparison
+    return lambda: (QUESTIONS, train(make_pairs())[1] | {"first": first})
 
 def train_plain(directory, args):
     """One pair: chosen and rejected as two whole sequences in a batch, head on the answers; the reference is taken to be there already."""
     model, tokenizer, weights = trainable(directory)
     pairs, frames = make_pairs(), make_frames(args.frames)
     prefix, branches = common.encode_prefix(tokenizer, model.config, args.frames), encode_pairs(tokenizer, pairs)
-    reference = torch.zeros(2, 1)
-    turn = iter(range(10**6))
+    turn = itertools.cycle(range(len(pairs)))
 
     def step():
-        pair = next(turn) % len(pairs)
+        pair = next(turn)
         chosen, rejected = branches[pair], branches[pair + len(pairs)]
         ids = torch.tensor([prefix + prompt + answer for prompt, answer in (chosen, rejected)])  # of one length, so nothing is padded
         video = common.watch(model, tokenizer, frames)
@@ -131,30 +135,28 @@ def train_plain(directory, args):
         n = len(chosen[1])
         logits = model(ids, **features, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
         sums = logits.log_softmax(-1).gather(2, ids[:, -n:, None]).sum((1, 2))
-        dpo.dpo_loss(*sums[:, None], *reference, 0.1)[0].mean().backward()
+        dpo.dpo_loss(*sums[:, None], *sums[:, None].detach(), 0.1)[0].mean().backward()
+        norm = grad_norm(weights)
         model.zero_grad()
-        return 1, {"pair": pair, "logps": sums.tolist()}
+        return 1, {"pair": pair, "logps": sums.tolist(), "grad_norm": norm}
     return step
 
 def train_trl(directory, args, completions_only=False):
     """One pair a step by TRL's DPOTrainer as it comes, with the frames as a list of images; see load_trl."""
-    trainer, batches = load_trl(directory, args, completions_only)
+    trainer, batch, weights = load_trl(directory, args, completions_only)
 
     def step():
-        inputs = trainer._prepare_inputs(next(batches))
-        trainer.model.train()
-        loss = trainer.compute_loss(trainer.model, inputs)
-        loss.backward()
+        trainer.compute_loss(trainer.model.train(), trainer._prepare_inputs(dict(batch))).backward()
+        norm = grad_norm(weights)
         trainer.model.zero_grad()
-        metrics = {key: values[-1] for key, values in trainer._metrics["train"].items() if values}
-        return 1, {"pair": 0, "logps": [metrics["logps/chosen"], metrics["logps/rejected"]]}
+        return 1, {"pair": 0, "logps": [trainer._metrics["train"][f"logps/{side}"][-1] for side in ("chosen", "rejected")], "grad_norm": norm}
     return step
 
 def train_trl_completions(directory, args):
     return train_trl(directory, args, True)
 
 def load_trl(directory, args, completions_only):
-    """TRL's trainer on the same model, and an endless iterator over batches of its first pair.
+    """TRL's trainer on the same model, a batch of the first pair, and the trained weights.
 
     What it takes without torchvision: a processor without a video processor, and Pillow's image processor. `_use_triton` decides whether
     the head runs on completions alone, which TRL does by itself only on CUDA.
@@ -185,9 +187,7 @@ def load_trl(directory, args, completions_only):
     config = trl.DPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=1, use_cpu=True, bf16=False, remove_unused_columns=False, max_length=None,
                            report_to="none", gradient_checkpointing=False, beta=0.1)
     trainer = trl.DPOTrainer(model=str(directory), args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=processor)
-    dpo.freeze_all_but_language(trainer.model)
-    batch = next(iter(trainer.get_train_dataloader()))
-    return trainer, iter(lambda: dict(batch), None)
+    return trainer, next(iter(trainer.get_train_dataloader())), dpo.freeze_all_but_language(trainer.model)
 
 # ---------------------------------------------------------------- decode and load
 
@@ -278,7 +278,9 @@ def bench_train(directory, args):
         for result in figures[name]["results"] if name != "ours" else ():
             theirs, mine = result["logps"], [logps[result["pair"]], logps[result["pair"] + QUESTIONS]]
             assert np.allclose(theirs, mine, rtol=1e-4), f"{name} has other log-probs: {theirs}, ours {mine}"
-    print("all log-probs agree to 1e-4 of their size")
+            first = figures["ours"]["results"][0]["first"]
+            assert result["pair"] or np.isclose(result["grad_norm"], first, rtol=1e-3), f"{name} has another gradient: {result['grad_norm']}, ours {first}"
+    print("log-probs agree to 1e-4 of their size, the norms of the first pair's gradient to 1e-3")
     seconds, config = print_table(figures, "pair"), common.load_model(directory, ["cpu"]).config
     branches = encode_pairs(make_tokenizer(), make_pairs())
     flops, rate = 4 * forward_flops(config, args.frames, branches) / QUESTIONS, matmul_rate()  # reference 1, forward 1, backward 2
@@ -309,6 +311,31 @@ def bench_scale(directory, args):
             model.zero_grad()
             seconds.append((time.perf_counter() - clock) / n_pairs)
         print(f"{n_frames:3} frames, {n_pairs:2} pairs: {statistics.median(seconds):6.2f} s a pair, forward and backward", flush=True)
+
+    bench_run(Path(directory) / "run")
+
+def bench_run(directory, n=4000):
+    """A stage over a long run of tiny videos: is the last tenth as fast as the first, and does memory stay where it was?"""
+    world.write_split(directory, "round1", 50, seed=0)
+    files = sorted((directory / "round1").glob("*.mp4"))
+    (directory / "videos").mkdir()
+    for number in range(n):
+        os.link(files[number % len(files)], directory / "videos" / f"{number:05}.mp4")
+    rows = [{"id": f"{number:05}", "video": f"{number:05}.mp4", "question": "how many shapes are there?", "initial": "there are two shapes."} for number in range(n)]
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sys.argv = ["critique.py", "--model", "shapes/model", "--input", str(directory / "rows.jsonl"), "--videos", str(directory / "videos"),
+                "--output", str(directory / "critiques.jsonl"), "--devices", "cpu"]
+    stamps, write = [], common.Output.write
+
+    def stamped(self, rows):
+        write(self, rows)
+        stamps.append((time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+    common.Output.write = stamped
+    critique.main()
+    tenth = n // 10
+    first, last = stamps[2 * tenth][0] - stamps[tenth][0], stamps[-1][0] - stamps[-1 - tenth][0]
+    print(f"{n} videos: {first / tenth * 1000:.1f} ms a video in the second tenth, {last / tenth * 1000:.1f} in the last ({last / first:.2f}x); "
+          f"peak memory {stamps[tenth][1]:.2f} GiB after the first tenth, {stamps[-1][1]:.2f} at the end")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
