@@ -208,8 +208,7 @@ class Output:
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}; with this mended the same command goes on") from error
         self.rows += rows
-        is_bad = lambda row: row.get("dropped") == "unreadable_video"
-        if any(map(is_bad, rows)) and (n_bad := len({row["video"] for row in self.rows if is_bad(row)})) > self.most_bad:
+        if any("error" in row for row in rows) and (n_bad := len({row["video"] for row in self.rows if "error" in row})) > self.most_bad:
             raise InputError(f"{n_bad} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
 
     def finish(self, kept):
@@ -311,18 +310,20 @@ def load_model(path, devices=None, dtype=None):
             raise InputError(f"{path}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
     if not (files := sorted(directory.glob("*.safetensors"))):
         raise InputError(f"{path}: no *.safetensors file; other formats are not read")
+    if (kind := read_json(directory / "config.json", "model_type")[0]) != "internvl":
+        raise InputError(f"{path}: unknown class {kind}, not internvl" + f"; convert it: python -m tools.convert {path} DST" * (kind == "internvl_chat"))
     config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
     place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
     for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
-        with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
-            names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
-            chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
         try:
+            with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
+                names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
+                chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
             if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
                 raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
-        except RuntimeError as error:  # of another shape, too
+        except (RuntimeError, safetensors.SafetensorError) as error:  # cut off, of another shape
             raise InputError(f"{file}: {error}") from error
     if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
@@ -415,9 +416,8 @@ def pack(prefix_length, branches):
 
         [video | branch 1 | branch 2 | ...]     mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
 
-    The video sees itself, a branch the video and itself, and positions restart behind the video: so each branch is computed as if it were
-    alone. Returns ids of the branches (T - P,), positions (T,), the mask's rows for the branches (T - P, T; above them stands plain
-    causal attention, which needs no mask), and of all answer tokens the index (A,) and the branch (A,)."""
+    Positions restart behind the video: so each branch is computed as if it were alone. Returns ids of the branches (T - P,), positions (T,), the
+    branches' rows of the mask (T - P, T; the video's own are plain causal), and of all answer tokens the index (A,) and the branch (A,)."""
     spans = [(0, prefix_length), *((len(prompt), len(prompt) + len(answer)) for prompt, answer in branches)]
     branch = torch.cat([torch.full((length,), number - 1) for number, (_, length) in enumerate(spans)])  # -1: the video
     positions = torch.cat([torch.arange(length) + prefix_length * (number > 0) for number, (_, length) in enumerate(spans)])

@@ -93,7 +93,8 @@ def test_ctrl_c_names_the_command_that_goes_on(chain, tmp_path):
     # more videos than it can do before the signal arrives
     world.write_split(tmp_path, "round1", 60, seed=0)
     command = ["generate.py", "--model", str(MODEL), "--input", str(tmp_path / "round1"), "--output", str(tmp_path / "a b.jsonl"), "--devices", "cpu"]
-    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, Ctrl-C is ignored
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=listen)
     while not (tmp_path / "a b.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -58,3 +58,14 @@ def test_neither_a_directory_nor_on_the_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(common.InputError, match="neither a directory nor"):
         common.load_model("nobody/nothing")
+
+def test_another_class_and_a_truncated_file_are_refused_by_name(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(common.InputError, match="model.safetensors: "):
+        common.load_model(tmp_path / "model", ["cpu"])
+    for kind, hint in (("internvl_chat", "python -m tools.convert"), ("llava", "")):
+        (tmp_path / "model" / "config.json").write_text('{"model_type": "%s"}' % kind)
+        with pytest.raises(common.InputError, match=f"unknown class {kind}, not internvl.*{hint}"):
+            common.load_model(tmp_path / "model", ["cpu"])

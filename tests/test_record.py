@@ -117,7 +117,7 @@ def test_a_spoilt_output_is_not_gone_on_with(tmp_path, line, complaint):
     assert (tmp_path / "out").read_bytes() == lines[0] + line + lines[2]
 
 def test_too_many_unreadable_videos_stop_a_run_also_when_it_is_begun_again(tmp_path):
-    groups = [(video, [{"id": video, "video": video, "dropped": "unreadable_video"}]) for video in "abcd"]
+    groups = [(video, [{"id": video, "video": video, "dropped": "unreadable_video", "error": "no such video"}]) for video in "abcd"]
     out = common.Output(tmp_path / "out", ARGS, META, groups)
     out.write(groups[0][1])
     out.write(groups[1][1])  # two of four are not more than half
