@@ -65,8 +65,10 @@ def step_loss(args, sums, lengths, reference, n_pairs, n_tokens):
     losses, chosen_rewards, rejected_rewards = dpo_loss(*sums / scale, *reference / scale, args.beta, args.loss, args.label_smoothing)
     return losses.sum() / n_pairs + args.nll_weight * nll, torch.stack([chosen_rewards, rejected_rewards])
 
-def freeze_all_but_language(model):
+def freeze_all_but_language(model, checkpointing=False):
     """The trained weights: the language model's, its head among them; the vision tower and the projector keep theirs."""
+    if checkpointing:
+        model.model.language_model.train().activation_checkpointing_enable()
     model.requires_grad_(False)
     language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     return [weight.requires_grad_() for weight in dict.fromkeys(language)]  # a tied head stands once
@@ -188,6 +190,7 @@ def parse_args():
     parser.add_argument("--max-grad-norm", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--videos-per-step", type=int, default=8, help="gradients are accumulated over the pairs of so many videos")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="compute activations again in the backward pass: less memory, more time")
     parser.add_argument("--save-every", type=int, default=50, metavar="STEPS", help="how often it is noted how to go on (12 bytes a trained weight)")
     return parser.parse_args()
 
@@ -203,7 +206,7 @@ def main():
     started = time.time()
     args.output.mkdir(exist_ok=True)
     model, tokenizer = common.load(args)
-    weights = freeze_all_but_language(model)
+    weights = freeze_all_but_language(model, args.activation_checkpointing)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     reference = reference_logps(model, tokenizer, groups, root, args)
@@ -227,7 +230,6 @@ def main():
             for master, weight in zip(masters, weights):
                 weight.copy_(master)
                 weight.grad = None
-
         if step == 1:
             margin = (rewards[0] - rewards[1]).abs().max().item()
             print(f"first step: largest |margin| {margin:.1e}, which is rounding alone: policy and reference are one model")

@@ -80,6 +80,16 @@ def test_the_learning_rate_warms_up_and_cools_down():
     rates = [dpo.learning_rate(args, step, 10) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
+def test_activation_checkpointing_changes_nothing_but_memory(train, monkeypatch):
+    flags = ("--lr", "1e-3", "--epochs", "2")
+    calls, attention = [], common.sdpa_attention_forward
+    monkeypatch.setattr(common, "sdpa_attention_forward", lambda *args, **kwargs: (calls.append(1), attention(*args, **kwargs))[1])
+    (plain, _), n_plain, (saved, _) = train("plain", *flags), len(calls), train("saved", *flags, "--activation-checkpointing")
+    # 2 videos x 4 layers x 2 parts (video, branches): the reference once, training twice over; and with it the backward pass twice over
+    assert n_plain == 16 * (1 + 2) and len(calls) - n_plain == 16 * (1 + 2 + 2)
+    for mine, theirs in zip(common.load_model(saved, ["cpu"]).parameters(), common.load_model(plain, ["cpu"]).parameters()):
+        torch.testing.assert_close(mine, theirs)
+
 def test_infinity_stops_it_with_step_and_pairs(train, monkeypatch):
     monkeypatch.setattr(dpo, "dpo_loss", lambda chosen, *_, **__: (chosen * float("inf"), chosen.detach(), chosen.detach()))
     with pytest.raises(common.InputError, match="step 1: loss .*no update was made.*a.mp4/0"):
