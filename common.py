@@ -441,9 +441,8 @@ def branch_logps(model, video, branches):
     """Log-probs of the B branches' answers, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).
     Equal to the log-probs of separate sequences, and so are the gradients (tests/test_prefix.py)."""
     ids, positions, mask, targets, branch = (part.to(model.device) for part in pack(video.ids.shape[1], branches))
-    ids = torch.cat([video.ids[0], ids])[None]
+    ids, last = torch.cat([video.ids[0], ids])[None], model.lm_head.weight.device
     logits = model(ids, **video.inputs, position_ids=positions[None], attention_mask=mask[None, None], use_cache=False,
-                   logits_to_keep=targets - 1).logits[0].float()  # the token before predicts it; the head runs on these alone
-    logps = logits.log_softmax(-1).gather(1, ids[0, targets, None].to(logits.device))[:, 0]
-    branch = branch.to(logps.device)
-    return logps.new_zeros(len(branches)).index_add(0, branch, logps), torch.bincount(branch, minlength=len(branches))
+                   logits_to_keep=(targets - 1).to(last)).logits[0].float()  # the token before predicts it; the head runs on these alone
+    logps = logits.log_softmax(-1).gather(1, ids[0, targets, None].to(last))[:, 0]
+    return logps.new_zeros(len(branches)).index_add(0, branch.to(last), logps), torch.bincount(branch, minlength=len(branches)).to(last)

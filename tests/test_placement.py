@@ -1,0 +1,106 @@
+"""A model spread over several devices computes what it computes on one: shown on virtual devices, so that no GPU is needed.
+
+A virtual tensor says that it lies on cpu:1, cpu:2, ... and holds its numbers on the CPU. Operations between different devices raise, as
+they do between GPUs; only copies may cross. (Real cpu:0 and cpu:1 would prove nothing: to torch they are the same.)
+"""
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import common
+import dpo
+
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+class Virtual(torch.Tensor):
+    """A tensor that says it lies on a device; its numbers are in `held`."""
+    @staticmethod
+    def __new__(cls, held, device):
+        self = torch.Tensor._make_wrapper_subclass(cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+                                                   device=device, requires_grad=held.requires_grad)
+        self.held = held.detach()
+        return self
+
+    def __format__(self, spec):
+        return format(self.held, spec)
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return compute(operation, args, kwargs or {})
+
+class VirtualDevices(TorchDispatchMode):
+    """Makes new tensors (arange, zeros, ...) virtual as well, where a virtual device is asked for."""
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return compute(operation, args, kwargs or {})
+
+def compute(operation, args, kwargs):
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    devices = {tensor.device for tensor in tensors if tensor.dim() and tensor.numel()}  # numbers and empty tensors may lie anywhere
+    if len(devices) > 1 and operation not in COPIES:
+        raise RuntimeError(f"{operation} between {' and '.join(sorted(map(str, devices)))}")
+    asked = kwargs.get("device")
+    device = torch.device(asked) if asked is not None else tensors[0].device if operation in COPIES else next(iter(devices or {tensor.device for tensor in tensors}), torch.device("cpu"))
+    held = lambda leaf: leaf.held if isinstance(leaf, Virtual) else torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+    result = operation(*tree_map(held, args), **tree_map(held, kwargs))
+    if operation._schema.is_mutable:
+        return args[0] if operation._schema.returns else None
+    return tree_map(lambda leaf: Virtual(leaf, device) if isinstance(leaf, torch.Tensor) and device.index is not None else leaf, result)
+
+def spread(model, n_devices):
+    """A copy of a model on n virtual devices, as load_model would place it -> (model, its first device)."""
+    model, devices = copy.deepcopy(model), [torch.device(f"cpu:{n + 1}") for n in range(n_devices)]
+    place = common.plan_placement(model.config, devices)
+    for name, module in model.named_modules():
+        for key, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[key] = torch.nn.Parameter(Virtual(weight.data, place(f"{name}.{key}")))
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = Virtual(buffer, place(f"{name}.{key}"))
+    common.move_activations(model)
+    return model, devices[0]
+
+def look(video, device):
+    return common.Video(Virtual(video.ids, device), Virtual(video.features, device))
+
+BRANCHES = [("which way does the red square move?", "it moves up."), ("how many shapes are there?", "there are two shapes.")]
+
+@pytest.fixture
+def video(model, tokenizer, frames):
+    return common.watch(model, tokenizer, frames)
+
+def step(model, tokenizer, video):
+    """Log-probs, gradients and the weights after one step of AdamW."""
+    branches = [common.encode_branch(tokenizer, *branch) for branch in BRANCHES]
+    weights = dpo.freeze_all_but_language(model)
+    sums, _ = common.branch_logps(model, video, branches)
+    (sums[0] - sums[1]).backward()
+    gradients = [weight.grad for weight in weights]
+    torch.optim.AdamW(weights, 1e-3, foreach=False).step()
+    hold = lambda tensor: tensor.held if isinstance(tensor, Virtual) else tensor.detach()
+    return [hold(tensor).clone() for tensor in (sums, *gradients, *weights)]
+
+@pytest.mark.parametrize("n_devices", [1, 2, 3, 4])
+def test_split_equals_unsplit(model, tokenizer, video, n_devices):
+    whole = step(copy.deepcopy(model), tokenizer, video)
+    with VirtualDevices():
+        parts, device = spread(model, n_devices)
+        split = step(parts, tokenizer, look(video, device))
+    for mine, theirs in zip(split, whole, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+def test_answers_of_a_split_model_are_the_same(model, tokenizer, video):
+    prompts = [common.ANSWER_PROMPT.format(question=question) for question, _ in BRANCHES]
+    whole = common.decode(model, tokenizer, video, prompts, 12)
+    with VirtualDevices():
+        parts, device = spread(model, 3)
+        assert common.decode(parts, tokenizer, look(video, device), prompts, 12) == whole
+
+def test_without_a_hook_it_raises(model, tokenizer, video):
+    with VirtualDevices():
+        parts, device = spread(model, 2)
+        parts.model.language_model.layers[2]._forward_pre_hooks.clear()
+        with pytest.raises(RuntimeError, match="between cpu:1 and cpu:2"):
+            step(parts, tokenizer, look(video, device))
