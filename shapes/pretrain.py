@@ -1,6 +1,6 @@
 """Makes the tiny base model in shapes/model/: the real InternVL classes at a small size, with a bias planted on purpose.
 
-    python -m shapes.pretrain /tmp/model          # 28 minutes on two cores
+    python -m shapes.pretrain runs/model          # about half an hour on two cores
 
 Pretraining is the one place, beside scoring, that sees the truth of the tiny world. It uses the prompts of the stages
 themselves, so that the finished model can play every part of the loop:
