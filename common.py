@@ -1,11 +1,8 @@
-"""What two stages or more use: the record, outputs that go on where they stopped, frames, placement of a model, and the one idea behind
-the speed of this project, a video is read once.
+"""What two stages or more use: the record, outputs that go on where they stopped, frames, placement, and the one idea: a video is read once.
 Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens.
 """
 import argparse
-import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -26,14 +23,10 @@ import numpy as np
 import safetensors
 import torch
 import transformers
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-DEFAULT_FRAMES = 32  # where the checkpoint's config.json has no `num_frames`
-FOLDER_FPS, IMAGE_SUFFIXES = 3.0, (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # a folder of frames is a video too; fps as in MVBench
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
+DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
+IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (".jpg", ".jpeg", ".png", ".webp", ".bmp"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
 END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 
@@ -47,11 +40,11 @@ def run(main):
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         main()
-    except (InputError, OSError, safetensors.SafetensorError) as error:
+    except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on: python {shlex.join(sys.argv)}", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, OSError, safetensors.SafetensorError) as error:
+        print(f"\nstopped{': ' * bool(str(error))}{error}; the same command goes on: python {shlex.join(sys.argv)}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 # ---------------------------------------------------------------- the record
 ERROR_TYPES = ("factual_inaccuracy", "temporal_ordering", "spatial_relationship", "object_hallucination", "causal_reasoning", "detail_omission")
@@ -149,8 +142,8 @@ def fingerprint(*parts):
     for part in parts:
         files = [file for file in sorted(part.glob("*")) if file.suffix in (".json", ".jinja", ".safetensors")] if isinstance(part, Path) else []
         digest.update((" ".join(file.name for file in files) or f"{part}\0").encode())
-        for data in (np.memmap(file, mode="r") for file in files):
-            digest.update(b"".join(data[first:first + 2**16].tobytes() for first in range(0, len(data), 2**20)))
+        contents = (np.memmap(file, mode="r") for file in files)
+        digest.update(b"".join(data[first:first + 2**16].tobytes() for data in contents for first in range(0, len(data), 2**20)))
     return digest.hexdigest()[:16]
 
 def meta_path(output):
@@ -171,8 +164,6 @@ def begin(output, meta, overwrite):
         raise InputError(f"{output} is being written by process {read_json(path, 'process')[0]}") from None
     if overwrite:
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
-    elif output.exists() and not path.exists():
-        raise InputError(f"{output} is there without {path.name}, so nobody knows how it was begun; --overwrite starts anew")
     elif output.exists():
         before, finished = read_json(path, "content", "finished")
         for key, new in meta["content"].items():
@@ -184,8 +175,7 @@ def begin(output, meta, overwrite):
     return lock
 
 class Output:
-    """A JSONL output of one group of rows a video: one write and one flush each. An unfinished one is gone on with behind its last
-    whole video. groups: [(video, rows), ...], all that it will hold; `left`: those that it does not hold yet."""
+    """A JSONL output, one write a video; an unfinished one is gone on with. groups: all that it will hold; left: what it does not hold yet."""
     def __init__(self, path, args, meta, groups):
         self.path, self.meta, self.rows, self.most_bad = path, meta, [], args.max_bad * len(groups)
         self.begun, self.lock = time.time(), begin(path, meta, args.overwrite)
@@ -202,11 +192,8 @@ class Output:
 
     def write(self, rows):
         """Appends all rows of one video. InputError where by now too many videos are unreadable."""
-        try:
-            with self.path.open("ab") as file:
-                file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror}; with this mended the same command goes on") from error
+        with self.path.open("ab") as file:
+            file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         self.rows += rows
         if any("error" in row for row in rows) and (n_bad := len({row["video"] for row in self.rows if "error" in row})) > self.most_bad:
             raise InputError(f"{n_bad} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
@@ -240,8 +227,7 @@ def frame_indices(total, fps, n, start=None, end=None, first=0):
     return [min(max(int(begin + part / 2 + round(part * i)), first), last) for i in range(n)]
 
 def read_video(path, choose, fps):
-    """The frames that choose(how many there are, fps) names -> (their numbers, {number: image, BGR}). Decoded in order, for seeking is
-    inexact; where the container's count proves wrong, again with the true one."""
+    """The frames that choose(how many, fps) names -> (their numbers, {number: image, BGR}). In order, for seeking is inexact; if need be twice."""
     count = int(cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
     for _ in range(2):
         capture, total, count, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), max(count, 1), 0, {}
@@ -315,7 +301,7 @@ def load_model(path, devices=None, dtype=None):
     config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
-    place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
+    place, renamings = plan_placement(config, devices), transformers.conversion_mapping.get_model_conversion_mapping(model)
     for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
         try:
             with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
@@ -340,40 +326,32 @@ def move_activations(model):
     """Hooks that bring each layer's inputs to its device; a cache stays, since every layer's part of it is already there."""
     def hook(module, args, kwargs):
         device = next(module.parameters()).device
-        return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, (args, kwargs))
+        return torch.utils._pytree.tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, (args, kwargs))
     for module in [*model.model.language_model.layers, model.model.language_model.norm, model.lm_head]:
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 # ---------------------------------------------------------------- a video is read once
-@functools.cache
 def chat_parts(tokenizer):
     """The chat template, cut at the user's words: (text before them, text between them and the answer)."""
     return tokenizer.apply_chat_template([{"role": "user", "content": "WORDS"}], tokenize=False, add_generation_prompt=True).split("WORDS")
 
 def encode_prefix(tokenizer, config, n_frames):
     """Token ids of everything up to the end of the video: what all questions about it share."""
-    context = tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length
-    frames = (f"Frame{n + 1}: <img>{context}</img>\n" for n in range(n_frames))
-    return tokenizer.encode(chat_parts(tokenizer)[0] + "".join(frames), add_special_tokens=False)
+    image = f"<img>{tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length}</img>"
+    return tokenizer.encode(chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: {image}\n" for n in range(n_frames)), add_special_tokens=False)
 
 def encode_branch(tokenizer, prompt, answer=""):
     """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
     return tuple(tokenizer.encode(text, add_special_tokens=False) for text in (prompt + chat_parts(tokenizer)[1], answer + END_OF_TURN))
 
 @dataclasses.dataclass
-class Video:
-    """A video as the model has read it."""
+class Video:  # as the model has read it
     ids: torch.Tensor       # (1, P) its text, with a placeholder for each visual token
-    features: torch.Tensor  # (F, tokens a frame, hidden) of the frozen vision tower and projector
+    inputs: dict            # what forward takes beside them in place of pixels: features (F, tokens a frame, hidden) of the frozen vision tower
     cache: object = None    # keys and values of the P tokens, once prefilled
 
-    @property
-    def inputs(self):  # what forward takes beside the ids, in place of pixels
-        return {"mm_encoder_outputs": {"image": transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=self.features)}}
-
 def watch_each(model, tokenizer, groups, root, args, desc=None):
-    """Yields (rows, Video) for each (name, rows) of groups, while the next video is already being decoded in a thread.
-    Video is None where all rows are dropped, or become so here because the video cannot be read."""
+    """Yields (rows, Video) of each group; meanwhile a thread decodes the next. Video is None where all rows are dropped, or become so here."""
     n_frames = args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES
     with ThreadPoolExecutor(1) as reader:
         read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, n_frames)
@@ -392,7 +370,7 @@ def watch(model, tokenizer, frames):
     """Frames, uint8 (F, H, W, 3) -> Video: tower and projector run once, whatever is asked about it afterwards."""
     pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(model.device, model.dtype)
     ids = torch.tensor([encode_prefix(tokenizer, model.config, len(frames))], device=model.device)
-    return Video(ids, model.get_image_features(pixel_values=pixels).pooler_output)
+    return Video(ids, {"mm_encoder_outputs": {"image": model.get_image_features(pixel_values=pixels)}})
 
 @torch.no_grad()
 def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
@@ -400,8 +378,8 @@ def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     whole: False where an answer ran into max_new_tokens; noise: a logits processor that makes the argmax a sample; None is greedy."""
     if video.cache is None:
         video.cache = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
-    cache = copy.deepcopy(video.cache)
-    cache.batch_repeat_interleave(len(prompts))
+    cache = transformers.DynamicCache()
+    cache.layers = [SharedLayer(layer.keys, layer.values) for layer in video.cache.layers]
     rows, [[end], *_] = zip(*(encode_branch(tokenizer, prompt) for prompt in prompts))
     longest = max(map(len, rows))
     ids = torch.tensor([[end] * (longest - len(row)) + row for row in rows], device=model.device)
@@ -412,12 +390,10 @@ def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
             for row in out[:, longest:].tolist()]
 
 def pack(prefix_length, branches):
-    """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens:
-
+    """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens; positions restart behind it.
         [video | branch 1 | branch 2 | ...]     mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
-
-    Positions restart behind the video: so each branch is computed as if it were alone. Returns ids of the branches (T - P,), positions (T,), the
-    branches' rows of the mask (T - P, T; the video's own are plain causal), and of all answer tokens the index (A,) and the branch (A,)."""
+    Returns ids of the branches (T - P,), positions (T,), the branches' rows of the mask (T - P, T; the video's own are plain causal), and of
+    all answer tokens the index (A,) and the branch (A,)."""
     spans = [(0, prefix_length), *((len(prompt), len(prompt) + len(answer)) for prompt, answer in branches)]
     branch = torch.cat([torch.full((length,), number - 1) for number, (_, length) in enumerate(spans)])  # -1: the video
     positions = torch.cat([torch.arange(length) + prefix_length * (number > 0) for number, (_, length) in enumerate(spans)])
@@ -425,21 +401,46 @@ def pack(prefix_length, branches):
     mask = ((branch[None] == -1) | (branch[None] == branch[prefix_length:, None])).tril(prefix_length)
     return torch.tensor([id for prompt, answer in branches for id in prompt + answer]), positions, mask, answers.nonzero()[:, 0], branch[answers]
 
+class SharedLayer(transformers.cache_utils.DynamicLayer):
+    """A layer's cache behind a video: the video's keys and values are held once (1, heads, P, head size), what stands behind it by row."""
+    def __init__(self, *video):
+        super().__init__()
+        self.video = video
+
+    def update(self, *args, **kwargs):
+        keys, values = super().update(*args, **kwargs)
+        keys.video = self.video  # for attend_behind
+        return keys, values
+
+    def get_seq_length(self):
+        return self.video[0].shape[2] + super().get_seq_length()
+
 def shared_prefix_attention(module, query, key, value, attention_mask, **kwargs):
-    """transformers' sdpa attention. A mask with fewer rows than there are queries is that of `pack`: what stands before them is the video."""
+    """transformers' sdpa attention, but for a video that is held once: behind a SharedLayer, B rows see it and what each has behind it; where
+    the mask has fewer rows than there are queries, it is that of `pack`, and what stands before is the video."""
+    sdpa = transformers.AttentionInterface()["sdpa"]
+    if hasattr(key, "video"):
+        (keys, values), n_own = (part[0] for part in key.video), key.shape[2]  # keys (kv heads, P, head size)
+        query = query.unflatten(1, (key.shape[1], -1)).transpose(0, 1)  # (kv heads, B, queries a kv head, tokens, head size)
+        own = query @ key.transpose(0, 1)[:, :, None].mT
+        causal = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(n_own - own.shape[-2])
+        own = own.masked_fill(~(causal if attention_mask is None else attention_mask[..., -n_own:].transpose(0, 1)[:, :, None]), float("-inf"))
+        scores = torch.cat([(query.flatten(1, 3) @ keys.mT).view(*own.shape[:4], -1), own], -1) * kwargs["scaling"]
+        to_video, to_own = scores.softmax(-1, dtype=torch.float32).to(value.dtype).split([keys.shape[1], n_own], -1)
+        seen = (to_video.flatten(1, 3) @ values).view(query.shape) + to_own @ value.transpose(0, 1)[:, :, None]
+        return seen.transpose(0, 1).flatten(1, 2).transpose(1, 2), None  # (B, tokens, heads, head size)
     video = query.shape[2] - attention_mask.shape[2] if attention_mask is not None else 0
     if not video:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    causal, _ = sdpa_attention_forward(module, query[:, :, :video], key[:, :, :video], value[:, :, :video], None, **kwargs)
-    branches, _ = sdpa_attention_forward(module, query[:, :, video:], key, value, attention_mask, **kwargs)
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+    causal, _ = sdpa(module, query[:, :, :video], key[:, :, :video], value[:, :, :video], None, **kwargs)
+    branches, _ = sdpa(module, query[:, :, video:], key, value, attention_mask, **kwargs)
     return torch.cat([causal, branches], 1), None  # (1, T, heads, head size)
 
 transformers.AttentionInterface.register("shared_prefix", shared_prefix_attention)  # load_model asks for it by this name
 transformers.AttentionMaskInterface.register("shared_prefix", transformers.masking_utils.sdpa_mask)
 
 def branch_logps(model, video, branches):
-    """Log-probs of the B branches' answers, in one forward pass -> (sums over each answer's tokens (B,), numbers of tokens (B,)).
-    Equal to the log-probs of separate sequences, and so are the gradients (tests/test_prefix.py)."""
+    """Log-probs of B answers in one forward pass, as of separate sequences (tests/test_prefix.py) -> (sums over tokens (B,), their numbers (B,))."""
     ids, positions, mask, targets, branch = (part.to(model.device) for part in pack(video.ids.shape[1], branches))
     ids, last = torch.cat([video.ids[0], ids])[None], model.lm_head.weight.device
     logits = model(ids, **video.inputs, position_ids=positions[None], attention_mask=mask[None, None], use_cache=False,

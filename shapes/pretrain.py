@@ -30,6 +30,7 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
 import critique
@@ -334,7 +335,7 @@ def train_language(rank, directory, features, scenes, phases, seed, batch=8):
         for _ in bar:
             chosen = rng.integers(len(features), size=batch)
             ids, positions, masks, keep, targets = collate(tokenizer, prefix, [curriculum(scenes[n], rng, seen, phase) for n in chosen])
-            logits = model(ids, **common.Video(ids, features[chosen].flatten(0, 1)).inputs, position_ids=positions, attention_mask=masks,
+            logits = model(ids, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features[chosen].flatten(0, 1))}, position_ids=positions, attention_mask=masks,
                            use_cache=False, logits_to_keep=keep).logits
             loss = torch.nn.functional.cross_entropy(logits, targets)
             for optimizer in optimizers:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
 import dpo
@@ -63,7 +64,8 @@ def spread(model, n_devices):
     return model, devices[0]
 
 def look(video, device):
-    return common.Video(Virtual(video.ids, device), Virtual(video.features, device))
+    features = video.inputs["mm_encoder_outputs"]["image"].pooler_output
+    return common.Video(Virtual(video.ids, device), {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=Virtual(features, device))}})
 
 BRANCHES = [("which way does the red square move?", "it moves up."), ("how many shapes are there?", "there are two shapes.")]
 

@@ -25,6 +25,7 @@ import numpy as np
 import tokenizers
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
 import critique
@@ -131,9 +132,9 @@ def train_plain(directory, args):
         chosen, rejected = branches[pair], branches[pair + len(pairs)]
         ids = torch.tensor([prefix + prompt + answer for prompt, answer in (chosen, rejected)])  # of one length, so nothing is padded
         video = common.watch(model, tokenizer, frames)
-        features = {"mm_encoder_outputs": {"image": type("Features", (), {"pooler_output": video.features.repeat(2, 1, 1)})()}}
+        features = video.inputs["mm_encoder_outputs"]["image"].pooler_output.repeat(2, 1, 1)
         n = len(chosen[1])
-        logits = model(ids, **features, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
+        logits = model(ids, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)}, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
         sums = logits.log_softmax(-1).gather(2, ids[:, -n:, None]).sum((1, 2))
         dpo.dpo_loss(*sums[:, None], *sums[:, None].detach(), 0.1)[0].mean().backward()
         norm = grad_norm(weights)
