@@ -6,7 +6,7 @@ import evaluate
 from tools import report
 
 def item(task, answer, error="causal_reasoning"):
-    return {"task": task, "options": [answer], "answer": 0, "tags": {"error_type": error}}
+    return {"benchmark": "shapes", "task": task, "options": [answer], "answer": 0, "tags": {"error_type": error}}
 
 @pytest.mark.parametrize("task, truth, reply, errors", [
     ("motion", "it moves left.", "It moves left", []),
@@ -22,14 +22,16 @@ def test_errors_of_a_reply(task, truth, reply, errors):
     assert evaluate.parse_reply(item(task, truth), reply) == (None if errors else 0)
 
 def row(video, correct, **more):
-    return {"id": f"{video}/{id(object())}", "video": video, "task": "motion", "correct": correct,
+    return {"id": f"{video}/{id(object())}", "benchmark": "shapes", "video": video, "task": "motion", "tags": {}, "options": ["it moves left."],
+            "answer": 0, "initial": "it moves.", "parsed": 0 if correct else None, "correct": correct,
             "true_errors": [] if correct else ["factual_inaccuracy"], **more}
 
 def test_score_by_hand():
-    rows = [row("a", True), row("a", False), row("b", True), row("b", True), {"id": "c", "video": "c", "task": "motion", "dropped": "unreadable_video"}]
+    rows = [row("a", True), row("a", False), row("b", True), row("b", True), row("c", None, dropped="unreadable_video")]
     result = evaluate.score(rows)
-    assert (result["accuracy"], result["n"], result["n_videos"], result["n_unreadable"], result["n_wrong"]) == (0.75, 4, 2, 1, 1)
+    assert (result["accuracy"], result["n"], result["N"], result["n_videos"], result["n_unreadable"], result["n_wrong"]) == (0.75, 4, 5, 2, 1, 1)
     assert result["errors"]["factual_inaccuracy"] == 1 and sum(result["errors"].values()) == 1
+    assert (result["score"], result["n_unparsed"]) == (0.75, 0)  # a free-form reply is right or wrong, never unparsed
     # bootstrap over two videos with means 1/2 and 1: a resample has the mean 1/2 or 1 in a quarter of the cases each, so the interval is both ends
     assert result["interval"] == [0.5, 1.0]
 
