@@ -4,6 +4,7 @@ Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -101,11 +102,11 @@ def group_by_video(rows):
     return list(groups.items())
 
 # ---------------------------------------------------------------- the command line and the output
-def make_parser(doc, output, input=None, needs_output=True):
+def make_parser(doc, output, input=None, needs_output=True, needs_model=True):
     """The options that all stages share. doc: the stage's docstring, which --help shows; output, input: the files' names."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", required=True, help="model directory or hub name")
+    add("--model", required=needs_model, help="model directory or hub name")
     if input:
         add("--input", required=True, help=input)
         add("--videos", help="the videos' root, where it moved (default: what the input's meta.json says)")
@@ -149,8 +150,7 @@ def fingerprint(*parts):
 def meta_path(output):
     return Path(f"{output}.meta.json")
 
-def write_json(path, value):
-    """Whole or not at all: written beside and renamed."""
+def write_json(path, value):  # whole or not at all: written beside and renamed
     Path(f"{path}.part").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(f"{path}.part", path)
 
@@ -351,13 +351,13 @@ class Video:  # as the model has read it
     cache: object = None    # keys and values of the P tokens, once prefilled
 
 def watch_each(model, tokenizer, groups, root, args, desc=None):
-    """Yields (rows, Video) of each group; meanwhile a thread decodes the next. Video is None where all rows are dropped, or become so here."""
-    n_frames = args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES
+    """Yields (rows, Video) of each group and segment (start, end, fps); a thread decodes the next. Video is None where all rows are, or get, dropped."""
+    shown = lambda row: (args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES, *map(row.get, ("start", "end", "fps")))
+    groups = [(name, list(part)) for name, rows in groups for _, part in itertools.groupby(rows, shown)]  # rows side by side
     with ThreadPoolExecutor(1) as reader:
-        read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, n_frames)
-        coming = [read(*group) for group in groups[:1]]
-        for number, (name, rows) in enumerate(tqdm(groups, desc, unit="video", disable=len(groups) < 2)):
-            frames, coming = coming.pop(), [read(*group) for group in groups[number + 1:number + 2]]
+        read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, *shown(rows[0]))
+        ahead = itertools.pairwise(itertools.chain(itertools.starmap(read, groups), [None]))  # (this one's frames, the next one's)
+        for (_, rows), (frames, _) in zip(tqdm(groups, desc, unit="video", disable=len(groups) < 2), ahead):
             try:
                 yield rows, watch(model, tokenizer, frames.result()) if frames else None
             except OSError as error:
