@@ -29,7 +29,8 @@ def make_model():
     config = transformers.AutoConfig.from_pretrained(MODEL)
     config.vision_config.image_size, config.vision_config.patch_size, config.image_seq_length = [448, 448], [14, 14], 256
     torch.manual_seed(0)
-    return transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval(), common.load_tokenizer(MODEL)
+    attention = {"": "sdpa", "text_config": "shared_prefix"}  # as common.load_model has it
+    return transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention).eval(), common.load_tokenizer(MODEL)
 
 def ask(model, tokenizer, path, prompts, tokens):
     """From the video file to the replies -> seconds."""
