@@ -1,6 +1,9 @@
 """A video is read once: packed training and shared decoding give what separate sequences give."""
+import copy
+
 import pytest
 import torch
+import transformers
 
 import common
 import generate
@@ -47,6 +50,20 @@ def test_packed_log_probs_and_gradients_equal_separate_ones(model, tokenizer, fr
     for mine, theirs in zip(packed_gradients, separate_gradients):
         torch.testing.assert_close(mine, theirs, atol=1e-5 * max(1, theirs.abs().max().item()), rtol=1e-4)
 
+@pytest.fixture
+def grouped(model, tokenizer, tmp_path):
+    """A random model whose four query heads share two key heads, as those of InternVL2.5 do (grouped-query attention)."""
+    config = copy.deepcopy(model.config)
+    config.text_config.num_key_value_heads = 2
+    torch.manual_seed(0)
+    transformers.InternVLForConditionalGeneration(config).save_pretrained(tmp_path)
+    return common.load_model(tmp_path, ["cpu"])
+
+def test_grouped_query_attention(grouped, tokenizer, frames, branches):
+    video = common.watch(grouped, tokenizer, frames)
+    torch.testing.assert_close(common.branch_logps(grouped, video, branches)[0], torch.stack([alone(grouped, video, *branch) for branch in branches]))
+    test_decoding_behind_one_cache_equals_one_generate_each(grouped, tokenizer, frames)
+
 def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, frames):
     video = common.watch(model, tokenizer, frames)
     prompts = [common.ANSWER_PROMPT.format(question=question) for question in QUESTIONS]
@@ -55,7 +72,7 @@ def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, fr
         ids = torch.cat([video.ids, torch.tensor([common.encode_branch(tokenizer, prompt)[0]])], 1)
         out = model.generate(ids, **video.inputs, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20,
                              eos_token_id=end, pad_token_id=end)[0, ids.shape[1]:]
-        assert whole and text == tokenizer.decode(out, skip_special_tokens=True).strip() != ""
+        assert whole == (end in out) and text == tokenizer.decode(out, skip_special_tokens=True).strip() != ""
 
 def test_an_answer_that_meets_the_limit_is_not_whole(model, tokenizer, frames):
     video = common.watch(model, tokenizer, frames)
