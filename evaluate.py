@@ -36,7 +36,8 @@ RESAMPLES = 1000  # of the bootstrap
 def load_items(benchmark, directory, full=False):
     """The questions of a benchmark -> list of items (dicts), whether or not their videos are there. InputError names file, row and key.
 
-        id          unique in the benchmark, whose name is `benchmark`
+        id          unique in the benchmark
+        benchmark   its name
         task        the kind of question, where a benchmark has several; else multiple_choice
         video       path below the directory: a file, or a folder of frames
         start, end  seconds of the video that are shown; None: the whole video
@@ -48,7 +49,8 @@ def load_items(benchmark, directory, full=False):
     """
     items = [item for item in FORMATS[benchmark][0](Path(directory)) if full or item["answer"] is not None]
     if not items:
-        raise common.InputError(f"{directory}: no question" + (" with an answer in subset_answers.json" if benchmark == "egoschema" else ""))
+        hint = " with an answer in subset_answers.json; --full asks all" if benchmark == "egoschema" else ""
+        raise common.InputError(f"{directory}: no question{hint}")
     [(id, times)] = Counter(item["id"] for item in items).most_common(1)
     if times > 1:
         raise common.InputError(f"{directory}: the id {id!r} stands {times} times")
@@ -66,7 +68,7 @@ def make_item(where, benchmark, task, id, video, question, options, answer, tags
     """An item, checked. where: its file and row, for errors; answer: text or index of the right option, or None."""
     faults = [f"{text!r} is no text" for text in (question, *expect(options, list, where)) if not isinstance(text, str) or not text]
     index = options.index(answer) if answer in options else answer  # of several options with the text, the first
-    if index is not None and index not in range(len(options)):
+    if index is not None and (type(index) is not int or index not in range(len(options))):
         faults.append(f"the answer {answer!r} is none of the {len(options)} options")
     faults += [f"{value!r} is no {name}" for name, value in tags.items() if not isinstance(value, (str, int))]
     if faults:

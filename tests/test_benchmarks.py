@@ -180,6 +180,12 @@ def test_egoschema_asks_for_what_has_a_public_answer_unless_all_is_wanted(small)
     assert [item["answer"] for item in evaluate.load_items("egoschema", small["egoschema"])] == [1, 4]
     assert [item["answer"] for item in evaluate.load_items("egoschema", small["egoschema"], full=True)] == [1, None, 4]
 
+def test_egoschema_without_its_answers_says_what_can_be_done(small, tmp_path):
+    shutil.copytree(small["egoschema"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "subset_answers.json").unlink()
+    with pytest.raises(common.InputError, match="--full asks all"):
+        evaluate.load_items("egoschema", tmp_path)
+
 def spoil(path, old, new):
     text = path.read_text()
     assert old in text
@@ -201,6 +207,7 @@ def spoil(path, old, new):
     ("nextqa", "test.csv", ",9,DC", ",8,DC", r"nextqa: the id '2574374895/8' stands 2 times"),
     ("egoschema", "subset_answers.json", "0074f737-2", "nobody", r"subset_answers.json: 'nobody' is no q_uid"),
     ("egoschema", "questions.json", '"option 3"', '"option three"', r"questions.json, item 0: no key 'option 3'"),
+    ("longvideobench", "lvb_val.json", '"correct_choice": 1', '"correct_choice": true', r"lvb_val.json, item 0: the answer True is none"),
     ("longvideobench", "lvb_val.json", '"correct_choice": 1', '"correct_choice": 4', r"lvb_val.json, item 0: the answer 4 is none of the 4 options"),
     ("longvideobench", "lvb_val.json", '["v", "w", "x", "y"]', '["v", "w", "x", null]', r"lvb_val.json, item 0: None is no text"),
 ])
