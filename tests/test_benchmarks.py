@@ -1,5 +1,6 @@
 """The six public benchmarks: layouts, prompts, parsers and scores, as the published numbers were made."""
 import json
+import re
 import shutil
 import sys
 
@@ -11,7 +12,7 @@ import critique
 import evaluate
 import small_benchmarks
 from conftest import MODEL
-from tools import report
+from tools import questions_cost, report
 
 # ---------------------------------------------------------------- parsers
 
@@ -481,3 +482,9 @@ def test_runs_stand_beside_the_published_scores(run, small, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["report", str(runs[0]), str(runs[0].parent)])
     with pytest.raises(common.InputError, match="results.json"):
         report.main()
+
+def test_the_cost_of_questions_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(questions_cost, "FRAMES", 1)  # to be quick
+    monkeypatch.setattr(sys, "argv", ["questions_cost", "--devices", "cpu", "--questions", "2", "--repeats", "1"])
+    questions_cost.main()
+    assert re.fullmatch(r"a video with 1 question: [\d.]+ s; with 2 questions: [\d.]+ s, which is [\d.]+ times as much\n", capsys.readouterr().out)

@@ -4,9 +4,9 @@
     python -m tools.questions_cost --model DIR                  # a model of your own, on the GPUs that are visible
 
 evaluate.py decodes a video's frames, runs the vision tower over them and reads the prefix once, and answers all questions about it as one batch.
-The whole is timed, from file to replies: 32 frames, and replies of two tokens, a letter and its end, as multiple choice has them (--tokens for
-longer ones, each of which attends to the whole video in every row of the batch). Without --model it is the shipped tiny architecture at the real
-size, 448 x 448 pixels and 256 tokens a frame, with random weights: so the proportion is what counts, not the seconds.
+The whole is timed, from file to replies, as in MVBench: 32 frames, replies of 16 tokens (--tokens). Without --model it is the shipped tiny
+architecture at the real size, 448 x 448 pixels and 256 tokens a frame, with random weights, whose replies never end before: so the proportion is
+what counts, not the seconds.
 """
 import argparse
 import statistics
@@ -24,13 +24,13 @@ from shapes import world
 FRAMES = 32
 MODEL = "shapes/model"
 
-def make_model():
-    """The tiny architecture at the real size, with random weights."""
+def write_model(directory):
+    """A checkpoint of the tiny architecture at the real size, with random weights."""
     config = transformers.AutoConfig.from_pretrained(MODEL)
     config.vision_config.image_size, config.vision_config.patch_size, config.image_seq_length = [448, 448], [14, 14], 256
     torch.manual_seed(0)
-    attention = {"": "sdpa", "text_config": "shared_prefix"}  # as common.load_model has it
-    return transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention).eval(), common.load_tokenizer(MODEL)
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
+    common.load_tokenizer(MODEL).save_pretrained(directory)
 
 def ask(model, tokenizer, path, prompts, tokens):
     """From the video file to the replies -> seconds."""
@@ -45,16 +45,19 @@ def main():
     parser.add_argument("--devices", help="comma-separated (default: all visible GPUs, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=2, help="of a reply")
+    parser.add_argument("--tokens", type=int, default=16, help="of a reply")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
-    model, tokenizer = common.load(args) if args.model else make_model()
     shapes = world.make_scene(0, "dev", 2)
     items = [item for items in world.all_questions(shapes).values() for item in items]
     options = ["it moves left.", "it moves right.", "it moves up."]
     prompts = [evaluate.render_mvbench({"question": items[n % len(items)]["question"], "options": options}) for n in range(args.questions)]
     with tempfile.TemporaryDirectory() as temporary:
+        if not args.model:
+            write_model(temporary)
+            args.model = temporary
+        model, tokenizer = common.load(args)
         path = Path(temporary) / "scene.mp4"
         world.render(shapes, path)
         time_of = lambda prompts: ask(model, tokenizer, path, prompts, args.tokens)
