@@ -23,7 +23,7 @@ import huggingface_hub
 import numpy as np
 import safetensors
 import torch
-import transformers
+import transformers.conversion_mapping
 from tqdm import tqdm
 
 DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
@@ -44,7 +44,7 @@ def run(main):
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except (KeyboardInterrupt, OSError, safetensors.SafetensorError) as error:
-        print(f"\nstopped{': ' * bool(str(error))}{error}; the same command goes on: python {shlex.join(sys.argv)}", file=sys.stderr)
+        print(f"\nstopped{': ' * bool(str(error))}{error}; the same command goes on: python {shlex.join(part for part in sys.argv if part != '--overwrite')}", file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 # ---------------------------------------------------------------- the record
@@ -86,16 +86,14 @@ def read_jsonl(path, require=(), torn=False):
         rows[row.get("id", number)] = row
     return list(rows.values())
 
-def find_fault(row, require):
-    """What keeps a row from being a record, or None. A dropped row needs only the first two keys, id and video."""
+def find_fault(row, require):  # what keeps a row from being a record, or None; a dropped row needs only the first two keys, id and video
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
     faults = [f"no key {key!r}, which {RECORD[key][0]}.py writes" for key in (require[:2] if "dropped" in row else require) if key not in row]
     faults += [f"{key!r} has the type {type(row[key]).__name__}" for key in RECORD if key in row and not isinstance(row[key], RECORD[key][1])]
     return next(iter(faults or [f"unknown error type {error!r}" for error in row.get("error_types") or () if error not in ERROR_TYPES]), None)
 
-def group_by_video(rows):
-    """[(video, its rows), ...] in order of first appearance."""
+def group_by_video(rows):  # -> [(video, its rows), ...] in order of first appearance
     groups = {}
     for row in rows:
         groups.setdefault(row["video"], []).append(row)
@@ -121,14 +119,15 @@ def make_parser(doc, output, input=None, needs_output=True, needs_model=True):
     add("--shard", default="0/1", help="i/n: every n-th video from the i-th on, i < n; afterwards cat the outputs")
     return parser
 
-def take_shard(videos, shard):
-    """The videos of shard 'i/n': videos i, i + n, i + 2n, ..."""
+def take_shard(videos, shard):  # of shard 'i/n' the videos i, i + n, i + 2n, ...
     if not (match := re.fullmatch(r"(\d+)/(\d+)", shard)) or int(match[1]) >= int(match[2]):
         raise InputError(f"--shard {shard}: expected i/n with i < n, such as 0/4")
     return videos[int(match[1])::int(match[2])]
 
 def make_meta(args, prompts, root, inputs):
     """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers."""
+    if args.output.resolve() in [Path(part).resolve() for part in (args.model, *([args.input] if isinstance(args.input, str) else args.input))]:
+        raise InputError(f"--output {args.output} is what is read, too; name another")
     where_not_what = ("devices", "output", "overwrite", "input", "model", "videos", "ask", "max_bad", "save_every")
     content = {key: value for key, value in vars(args).items() if key not in where_not_what}
     content |= {"model": fingerprint(Path(args.model)), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
@@ -162,6 +161,8 @@ def begin(output, meta, overwrite):
         lock.acquire()
     except filelock.Timeout:
         raise InputError(f"{output} is being written by process {read_json(path, 'process')[0]}") from None
+    if output.exists() and not path.exists():
+        raise InputError(f"{output} is there without {path.name}, so no stage wrote it: it is left as it is; name another --output, or remove it")
     if overwrite:
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
     elif output.exists():
@@ -210,13 +211,13 @@ class Output:
 # ---------------------------------------------------------------- videos
 def read_input(args, require):
     """The rows that a stage works on -> (root of their videos, [(video, rows), ...]), after --shard and --limit."""
-    path = meta_path(args.input)
+    path, groups = meta_path(args.input), take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
     root, stage, finished = read_json(path, "root", "stage", "finished") if path.exists() else (args.videos, None, True)
     if not root:
         raise InputError(f"{args.input} has no meta.json beside it that says where its videos are; say it with --videos DIR")
     if not finished:
         raise InputError(f"{args.input} is unfinished; the command that began it goes on with it: {stage}")
-    return Path(args.videos or root), take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
+    return Path(args.videos or root), groups
 
 def frame_indices(total, fps, n, start=None, end=None, first=0):
     """n frame numbers: the middles of n equal parts of [start, end] (seconds; None: the whole video), rounded as InternVL and lmms-eval do.
@@ -261,8 +262,7 @@ def pixel_values(frames, size):
     return (images.float() / 255 - mean) / std
 
 # ---------------------------------------------------------------- models and their placement
-def load(args):
-    """(model, tokenizer) as the common options say."""
+def load(args):  # -> (model, tokenizer) as the common options say
     return load_model(args.model, args.devices and args.devices.split(","), args.dtype and getattr(torch, args.dtype)), load_tokenizer(args.model)
 
 def load_tokenizer(path):

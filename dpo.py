@@ -191,7 +191,7 @@ def parse_args():
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--videos-per-step", type=int, default=8, help="gradients are accumulated over the pairs of so many videos")
     parser.add_argument("--activation-checkpointing", action="store_true", help="compute activations again in the backward pass: less memory, more time")
-    parser.add_argument("--save-every", type=int, default=50, metavar="STEPS", help="how often it is noted how to go on (12 bytes a trained weight)")
+    parser.add_argument("--save-every", type=int, default=20, metavar="STEPS", help="how often it is noted how to go on (12 bytes a trained weight)")
     return parser.parse_args()
 
 def main():

@@ -140,6 +140,17 @@ def test_a_spoilt_meta_json_is_named(tmp_path, text):
     with pytest.raises(common.InputError, match="rows.jsonl.meta.json: "):
         common.read_json(tmp_path / "rows.jsonl.meta.json", "root")
 
+def test_overwrite_spares_what_no_stage_wrote(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(common.InputError, match="no stage wrote it"):
+        common.Output(tmp_path / "mine", argparse.Namespace(overwrite=True, max_bad=0.5), META, [])
+    assert (tmp_path / "mine" / "notes.txt").exists()
+    for key in ("model", "input"):
+        args = argparse.Namespace(**{"model": "a", "input": "b", "output": tmp_path / "mine"} | {key: str(tmp_path / "mine")})
+        with pytest.raises(common.InputError, match="is what is read, too"):
+            common.make_meta(args, [], tmp_path, [])
+
 def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     before = common.fingerprint(tmp_path)

@@ -1,6 +1,6 @@
 """Merges a LoRA adapter into its base's weights: a plain checkpoint comes out.
 
-    python -m tools.merge runs/mine/round1/model runs/mine/round1/merged
+    python -m tools.merge ADAPTER DST
 
 reads    an adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), and the base that adapter_config.json names
 writes   a checkpoint directory like the base's, whole or not at all: as many shards, of the same types
@@ -94,7 +94,7 @@ def merge(adapter, dst):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="adapter directory, as dpo.py --tune lora and PEFT write it")
+    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="adapter directory, as PEFT writes it")
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write, not there yet")
     args = parser.parse_args()
     merge(args.adapter, args.dst)
