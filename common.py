@@ -23,8 +23,9 @@ import huggingface_hub
 import numpy as np
 import safetensors
 import torch
-import transformers.conversion_mapping
+import transformers
 from tqdm import tqdm
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
 IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (".jpg", ".jpeg", ".png", ".webp", ".bmp"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
@@ -301,7 +302,7 @@ def load_model(path, devices=None, dtype=None):
     config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
-    place, renamings = plan_placement(config, devices), transformers.conversion_mapping.get_model_conversion_mapping(model)
+    place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
     for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
         try:
             with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
@@ -322,8 +323,7 @@ def load_model(path, devices=None, dtype=None):
         move_activations(model)
     return model.eval()
 
-def move_activations(model):
-    """Hooks that bring each layer's inputs to its device; a cache stays, since every layer's part of it is already there."""
+def move_activations(model):  # hooks bring each layer's inputs to its device; a cache stays, since every layer's part of it is there already
     def hook(module, args, kwargs):
         device = next(module.parameters()).device
         return torch.utils._pytree.tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, (args, kwargs))
