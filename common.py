@@ -45,7 +45,8 @@ def run(main):
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except (KeyboardInterrupt, OSError, safetensors.SafetensorError) as error:
-        print(f"\nstopped{': ' * bool(str(error))}{error}; the same command goes on: python {shlex.join(part for part in sys.argv if part != '--overwrite')}", file=sys.stderr)
+        fault, command = f": {error}; with this mended" * bool(str(error)), shlex.join(part for part in sys.argv if part != "--overwrite")
+        print(f"\nstopped{fault or ';'} the same command goes on: python {command}", file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 # ---------------------------------------------------------------- the record
@@ -276,8 +277,7 @@ def split_layers(n_layers, n_devices):
     """Device number of each decoder layer, contiguous and as even as can be: split_layers(5, 2) == [0, 0, 0, 1, 1]."""
     return [layer * n_devices // n_layers for layer in range(n_layers)]
 
-def plan_placement(config, devices):
-    """A function: name of a module or tensor -> its device. Video and embeddings on the first device, norm and head on the last."""
+def plan_placement(config, devices):  # -> a function: a tensor's name -> its device; video and embeddings on the first, norm and head on the last
     layers = [devices[number] for number in split_layers(config.text_config.num_hidden_layers, len(devices))]
     def place(name):
         layer = re.match(r"model\.language_model\.layers\.(\d+)", name)
@@ -331,8 +331,7 @@ def move_activations(model):  # hooks bring each layer's inputs to its device; a
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 # ---------------------------------------------------------------- a video is read once
-def chat_parts(tokenizer):
-    """The chat template, cut at the user's words: (text before them, text between them and the answer)."""
+def chat_parts(tokenizer):  # the chat template, cut at the user's words -> (text before them, text between them and the answer)
     return tokenizer.apply_chat_template([{"role": "user", "content": "WORDS"}], tokenize=False, add_generation_prompt=True).split("WORDS")
 
 def encode_prefix(tokenizer, config, n_frames):
@@ -376,6 +375,7 @@ def watch(model, tokenizer, frames):
 def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     """Answers to several prompts about one video, decoded as one batch behind its one cache -> [(text, whole), ...].
     whole: False where an answer ran into max_new_tokens; noise: a logits processor that makes the argmax a sample; None is greedy."""
+    assert model.config.text_config._attn_implementation == "shared_prefix", "the model is not load_model's: other attention would not see the video"
     if video.cache is None:
         video.cache = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
     cache = transformers.DynamicCache()
@@ -409,7 +409,7 @@ class SharedLayer(transformers.cache_utils.DynamicLayer):
 
     def update(self, *args, **kwargs):
         keys, values = super().update(*args, **kwargs)
-        keys.video = self.video  # for attend_behind
+        keys.video = self.video  # for shared_prefix_attention
         return keys, values
 
     def get_seq_length(self):

@@ -324,7 +324,7 @@ def train_language(rank, directory, features, scenes, phases, seed, batch=8):
     distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting-point", rank=rank, world_size=WORKERS)
     model, tokenizer = common.load_model(directory, ["cpu"]).train(), common.load_tokenizer(directory)
     weights = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
-    # Muon for the layers' matrices: after 500 steps objects were at 0.55 and counts at 0.67, with AdamW alone at 0.24 and 0.47
+    # Muon for the layers' matrices: the sparse questions took fewer steps with it than with AdamW alone
     matrices = [weight for weight in model.model.language_model.layers.parameters() if weight.ndim == 2]
     others = [weight for weight in weights if all(weight is not matrix for matrix in matrices)]
     optimizers = [torch.optim.Muon(matrices, 3e-3, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"), make_adamw(others)]

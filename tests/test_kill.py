@@ -109,6 +109,6 @@ def test_a_full_disk_ends_in_one_line_and_harms_nothing(chain, tmp_path):
     full = subprocess.run(["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *command], capture_output=True, text=True)
     assert full.returncode == 1 and "Traceback" not in full.stderr
     last = full.stderr.splitlines()[-1]
-    assert "File too large; the same command goes on: python " in last and last.endswith(f"--output {tmp_path}/out.jsonl")
+    assert "File too large; with this mended the same command goes on: python " in last and last.endswith(f"--output {tmp_path}/out.jsonl")
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()

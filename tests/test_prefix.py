@@ -7,6 +7,7 @@ import transformers
 
 import common
 import generate
+from conftest import MODEL
 
 QUESTIONS = ["which way does the red square move?", "how many shapes are there?", "why does the blue triangle move?"]
 ANSWERS = ["it moves up.", "there are two shapes.", "because the red square hits it."]
@@ -73,6 +74,12 @@ def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, fr
         out = model.generate(ids, **video.inputs, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20,
                              eos_token_id=end, pad_token_id=end)[0, ids.shape[1]:]
         assert whole == (end in out) and text == tokenizer.decode(out, skip_special_tokens=True).strip() != ""
+
+def test_a_model_with_other_attention_is_refused(model, tokenizer, frames):
+    # it would see only what stands behind the video, and answer all the same
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(MODEL).eval()
+    with pytest.raises(AssertionError, match="not load_model's"):
+        common.decode(theirs, tokenizer, common.watch(model, tokenizer, frames), QUESTIONS, 2)
 
 def test_an_answer_that_meets_the_limit_is_not_whole(model, tokenizer, frames):
     video = common.watch(model, tokenizer, frames)

@@ -6,7 +6,7 @@
     python -m tools.bench scale            # cost of a pair by questions and frames; cost of a video over a run of 4,000
 
 Every configuration is a process of its own (so that its peak memory is its own); they take turns, --rounds times, and what is printed are
-medians and ratios of one run. Their results are compared before any of their times is believed. At most ten minutes each on two cores.
+medians and ratios of one run. Their results are compared before any of their times is believed.
 """
 import argparse
 import itertools
@@ -243,6 +243,7 @@ def take_turns(configurations, directory, args):
     for name, configuration in configurations.items():
         pipes[name], there = spawn.Pipe()
         spawn.Process(target=worker, args=(there, configuration, directory, args), daemon=True).start()
+        there.close()  # so that a worker that dies ends this program too, instead of being waited for
         assert pipes[name].recv() == "ready"
     figures = {name: {"seconds": [], "results": [], "GiB": 0.0} for name in configurations}
     for turn in range(args.rounds + 1):
@@ -288,6 +289,7 @@ def bench_train(directory, args):
     alone = sum(forward_flops(config, args.frames, [branch]) for branch in branches) / QUESTIONS
     print(f"token counts alone allow {3 * alone / (flops):.1f}x over two sequences a pair with a precomputed reference, {4 * alone / flops:.1f}x with its own")
     print(f"ours: {flops / 1e12:.2f} model TFLOP a pair, {flops / seconds / rate:.0%} of the best matmul rate ({rate / 1e9:.0f} GFLOP/s)")
+    return figures
 
 def bench_decode(directory, args):
     figures = take_turns({"ours": decode_ours, "one generate a question": decode_alone, "one padded batch": decode_batch}, directory, args)
@@ -295,14 +297,17 @@ def bench_decode(directory, args):
     same = sum(a == b == c for a, b, c in zip(*answers))
     print(f"{same} of {QUESTIONS} answers are the same word by word in all three (a random model has near ties)")
     print_table(figures, "answer")
+    return figures
 
 def bench_load(directory, args):
     figures = take_turns({"ours": load_ours, "from_pretrained": load_transformers}, directory, args)
     assert len({figure["results"][0]["sum"] for figure in figures.values()}) == 1, "other weights"
     print_table(figures, "load")
+    return figures
 
 def bench_scale(directory, args):
     model, tokenizer, _ = trainable(directory)
+    figures = {}
     for n_frames, n_pairs in [(8, n) for n in (1, 2, 4, 8, 16)] + [(16, 6), (32, 6)]:
         pairs, seconds = make_pairs(n_pairs), []
         for _ in range(args.rounds):
@@ -312,8 +317,8 @@ def bench_scale(directory, args):
             model.zero_grad()
             seconds.append((time.perf_counter() - clock) / n_pairs)
         print(f"{n_frames:3} frames, {n_pairs:2} pairs: {statistics.median(seconds):6.2f} s a pair, forward and backward", flush=True)
-
-    bench_run(Path(directory) / "run")
+        figures[f"{n_frames} frames, {n_pairs} pairs"] = seconds
+    return figures | {"run": bench_run(Path(directory) / "run")}
 
 def bench_run(directory, n=4000):
     """A stage over a long run of tiny videos: is the last tenth as fast as the first, and does memory stay where it was?"""
@@ -337,6 +342,7 @@ def bench_run(directory, n=4000):
     first, last = stamps[2 * tenth][0] - stamps[tenth][0], stamps[-1][0] - stamps[-1 - tenth][0]
     print(f"{n} videos: {first / tenth * 1000:.1f} ms a video in the second tenth, {last / tenth * 1000:.1f} in the last ({last / first:.2f}x); "
           f"peak memory {stamps[tenth][1]:.2f} GiB after the first tenth, {stamps[-1][1]:.2f} at the end")
+    return {"second tenth": first / tenth, "last tenth": last / tenth, "GiB": stamps[-1][1]}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
