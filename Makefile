@@ -1,6 +1,7 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
 # make test    the tests: under a minute, no network, no GPU
 # make test-slow    kills, real clips (downloaded once), spoilt files: a few minutes
+# make study   the loop beside its controls, three seeds each: over an hour; BASES=3 on two more base models: two hours and more
 
 PYTHON ?= python3
 
@@ -13,6 +14,9 @@ test: .venv/ready-dev
 test-slow: .venv/ready-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 500
+
+study: .venv/ready-dev
+	.venv/bin/python -m tools.study --bases $(or $(BASES),1)
 
 # A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
 .venv/ready: requirements.txt
@@ -34,4 +38,4 @@ test-slow: .venv/ready-dev
 clean:
 	rm -rf .venv runs
 
-.PHONY: loop test test-slow clean
+.PHONY: loop test test-slow study clean

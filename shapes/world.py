@@ -187,19 +187,22 @@ def pick(items, seen, rng):
     seen[item["type"], item["label"]] += 1
     return item
 
+def draw_questions(shapes, video, seen, rng):
+    """One question of each type about a scene, as rows of questions.json: [{video, type, kind, question, answer, error_type}, ...]."""
+    items = [pick(items, seen, rng) for items in all_questions(shapes).values()]
+    return [{"video": video, **{key: item[key] for key in item if key != "label"}} for item in items]
+
 # ---------------------------------------------------------------- the directory that the loop runs on
 
 def write_split(root, split, n, seed):
-    """Renders n videos; for a benchmark also questions.json: a list of {video, type, kind, question, answer, error_type}."""
+    """Renders n videos; for a benchmark also questions.json, the rows of draw_questions."""
     videos = root / split / "videos" if split in BENCHMARKS else root / split
     videos.mkdir(parents=True, exist_ok=True)
     rng, seen, rows = np.random.default_rng([seed, SPLITS[split]]), Counter(), []
     for index in range(n):
         shapes = make_scene(seed, split, index)
         render(shapes, videos / f"{split}_{index:04}.mp4", [seed, SPLITS[split], index])
-        for items in all_questions(shapes).values():
-            item = pick(items, seen, rng)
-            rows.append({"video": f"{split}_{index:04}.mp4", **{key: item[key] for key in item if key != "label"}})
+        rows += draw_questions(shapes, f"{split}_{index:04}.mp4", seen, rng)
     if split in BENCHMARKS:
         (root / split / "questions.json").write_text(json.dumps(rows, indent=1))
 
