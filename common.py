@@ -1,6 +1,5 @@
 """What two stages or more use: the record, outputs that go on where they stopped, frames, placement, and the one idea: a video is read once.
-Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens.
-"""
+Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens."""
 import argparse
 import dataclasses
 import hashlib
@@ -44,6 +43,8 @@ def run(main):
         main()
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except torch.OutOfMemoryError as error:  # its message says what was asked and what was free
+        sys.exit(f"{error}\nWhat helps: more --devices, fewer --frames; in dpo.py --activation-checkpointing and fewer --videos-per-step")
     except (KeyboardInterrupt, OSError, safetensors.SafetensorError) as error:
         fault, command = f": {error}; with this mended" * bool(str(error)), shlex.join(part for part in sys.argv if part != "--overwrite")
         print(f"\nstopped{fault or ';'} the same command goes on: python {command}", file=sys.stderr)
@@ -279,18 +280,15 @@ def split_layers(n_layers, n_devices):
 
 def plan_placement(config, devices):  # -> a function: a tensor's name -> its device; video and embeddings on the first, norm and head on the last
     layers = [devices[number] for number in split_layers(config.text_config.num_hidden_layers, len(devices))]
-    def place(name):
-        layer = re.match(r"model\.language_model\.layers\.(\d+)", name)
-        return layers[int(layer[1])] if layer else devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0]
-    return place
+    return lambda name: (layers[int(layer[1])] if (layer := re.match(r"model\.language_model\.layers\.(\d+)", name)) else
+                         devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0])
 
 def load_model(path, devices=None, dtype=None):
     """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices: built on meta,
     then each tensor is read straight to its device. devices: such as ["cuda:0", "cuda:1"]; the defaults are those of --help."""
     devices = [torch.device(d) for d in devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]]
     dtype = dtype or (torch.float32 if devices[0].type == "cpu" else torch.bfloat16)
-    directory = Path(path)
-    if not directory.is_dir():
+    if not (directory := Path(path)).is_dir():
         try:
             directory = Path(huggingface_hub.snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
         except Exception as error:  # of many kinds; all mean that there is nothing to load
@@ -307,10 +305,12 @@ def load_model(path, devices=None, dtype=None):
         try:
             with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
                 names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
+                if odd := [key for key in names if tensors.get_slice(key).get_dtype() not in ("F32", "BF16", "F16")]:
+                    raise RuntimeError(f"{odd[0]} is quantized ({tensors.get_slice(odd[0]).get_dtype()}); float32, bfloat16 and float16 weights are read")
                 chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
             if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
                 raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
-        except (RuntimeError, safetensors.SafetensorError) as error:  # cut off, of another shape
+        except (RuntimeError, AssertionError, safetensors.SafetensorError) as error:  # cut off, of another shape, a device that is not there
             raise InputError(f"{file}: {error}") from error
     if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
@@ -321,12 +321,14 @@ def load_model(path, devices=None, dtype=None):
         raise InputError(f"{path}: there are no weights for {missing[0]}")
     if len(set(devices)) > 1:
         move_activations(model)
+        for device in dict.fromkeys(devices):
+            part = [(name, weight) for name, weight in model.named_parameters() if place(name) == device]
+            print(f"{device}: {part[0][0]} to {part[-1][0]}, {sum(weight.nbytes for _, weight in part) / 2**30:.2f} GiB")
     return model.eval()
 
 def move_activations(model):  # hooks bring each layer's inputs to its device; a cache stays, since every layer's part of it is there already
-    def hook(module, args, kwargs):
-        device = next(module.parameters()).device
-        return torch.utils._pytree.tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, (args, kwargs))
+    def hook(module, *inputs):
+        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda value: value.to(next(module.parameters()).device), inputs)
     for module in [*model.model.language_model.layers, model.model.language_model.norm, model.lm_head]:
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -376,8 +378,7 @@ def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     """Answers to several prompts about one video, decoded as one batch behind its one cache -> [(text, whole), ...].
     whole: False where an answer ran into max_new_tokens; noise: a logits processor that makes the argmax a sample; None is greedy."""
     assert model.config.text_config._attn_implementation == "shared_prefix", "the model is not load_model's: other attention would not see the video"
-    if video.cache is None:
-        video.cache = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
+    video.cache = video.cache or model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
     cache = transformers.DynamicCache()
     cache.layers = [SharedLayer(layer.keys, layer.values) for layer in video.cache.layers]
     rows, [[end], *_] = zip(*(encode_branch(tokenizer, prompt) for prompt in prompts))
@@ -429,8 +430,7 @@ def shared_prefix_attention(module, query, key, value, attention_mask, **kwargs)
         to_video, to_own = scores.softmax(-1, dtype=torch.float32).to(value.dtype).split([keys.shape[1], n_own], -1)
         seen = (to_video.flatten(1, 3) @ values).view(query.shape) + to_own @ value.transpose(0, 1)[:, :, None]
         return seen.transpose(0, 1).flatten(1, 2).transpose(1, 2), None  # (B, tokens, heads, head size)
-    video = query.shape[2] - attention_mask.shape[2] if attention_mask is not None else 0
-    if not video:
+    if attention_mask is None or not (video := query.shape[2] - attention_mask.shape[2]):
         return sdpa(module, query, key, value, attention_mask, **kwargs)
     causal, _ = sdpa(module, query[:, :, :video], key[:, :, :video], value[:, :, :video], None, **kwargs)
     branches, _ = sdpa(module, query[:, :, video:], key, value, attention_mask, **kwargs)

@@ -6,6 +6,7 @@ they do between GPUs; only copies may cross. (Real cpu:0 and cpu:1 would prove n
 import copy
 
 import pytest
+import safetensors
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -13,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
 import dpo
+from conftest import MODEL
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
@@ -84,11 +86,22 @@ def step(model, tokenizer, video):
     hold = lambda tensor: tensor.held if isinstance(tensor, Virtual) else tensor.detach()
     return [hold(tensor).clone() for tensor in (sums, *gradients, *weights)]
 
-@pytest.mark.parametrize("n_devices", [1, 2, 3, 4])
-def test_split_equals_unsplit(model, tokenizer, video, n_devices):
-    whole = step(copy.deepcopy(model), tokenizer, video)
+@pytest.fixture(scope="module")
+def five_layers(model):
+    """A fifth decoder layer, so that devices hold unequal numbers of them; as its answers do not matter here, it is a copy of the first."""
+    model = copy.deepcopy(model)
+    extra = copy.deepcopy(model.model.language_model.layers[0])
+    extra.self_attn.layer_idx = 4
+    model.model.language_model.layers.append(extra)
+    model.config.text_config.num_hidden_layers = 5
+    model.config.text_config.layer_types = ["full_attention"] * 5
+    return model
+
+@pytest.mark.parametrize("n_devices", [1, 2, 3, 5])
+def test_split_equals_unsplit(five_layers, tokenizer, video, n_devices):
+    whole = step(copy.deepcopy(five_layers), tokenizer, video)
     with VirtualDevices():
-        parts, device = spread(model, n_devices)
+        parts, device = spread(five_layers, n_devices)
         split = step(parts, tokenizer, look(video, device))
     for mine, theirs in zip(split, whole, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
@@ -99,6 +112,17 @@ def test_answers_of_a_split_model_are_the_same(model, tokenizer, video):
     with VirtualDevices():
         parts, device = spread(model, 3)
         assert common.decode(parts, tokenizer, look(video, device), prompts, 12) == whole
+
+def test_the_plan_is_printed_and_followed(model, monkeypatch, capsys):
+    """To load_model cpu and cpu:0 are two devices (that they are one to torch does not matter for what is read where)."""
+    opened, safe_open = [], safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda file, framework, device: opened.append(device) or safe_open(file, framework, "cpu"))
+    split = common.load_model(MODEL, ["cpu", "cpu:0"])
+    first, last = capsys.readouterr().out.splitlines()
+    assert opened == ["cpu", "cpu:0"]
+    assert first.startswith("cpu: model.vision_tower.embeddings.cls_token to model.language_model.layers.1.") and last.startswith("cpu:0: model.language_model.layers.2.")
+    assert "to lm_head.weight, 0.00 GiB" in last
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(split.parameters(), model.parameters(), strict=True))
 
 def test_without_a_hook_it_raises(model, tokenizer, video):
     with VirtualDevices():
