@@ -9,22 +9,20 @@ before the first update by the same function, so no second model is held in memo
 
 reads    id, video, question, chosen, rejected (rows with `dropped` are passed over)
 writes   a checkpoint like the base's, with metrics.jsonl (one line a step, TRL's names) and a short model card
-         until it is finished also reference.json and checkpoint-*.safetensors, from which a training that was cut off goes on
+         until it is finished also reference.json and checkpoint-*.pt, from which a training that was cut off goes on
 """
 import itertools
 import json
 import math
 import os
+import pickle
 import random
 import time
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 import common
-
-LOSSES = ("sigmoid", "hinge", "ipo", "sft")
 
 def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta, loss="sigmoid", label_smoothing=0.0):
     """Preference loss of B pairs from their log-probs, each (B,) -> (losses, chosen_rewards, rejected_rewards), each (B,).
@@ -114,30 +112,25 @@ def summarize(rewards, sums, lengths):
 
 def save_checkpoint(output, step, masters, optimizer):
     """What it takes to go on behind a step: weights and AdamW's moments, in one file that is there whole or not at all. Two are kept."""
-    tensors = {f"{n}.{key}": value for n, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
-    tensors |= {f"{n}.weight": master.detach() for n, master in enumerate(masters)}
-    safetensors.torch.save_file(tensors, output / "checkpoint.part")
-    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.safetensors")
-    for old in sorted(output.glob("checkpoint-*.safetensors"))[:-2]:
+    torch.save({"step": step, "masters": masters, "optimizer": optimizer.state_dict()}, output / "checkpoint.part")
+    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.pt")
+    for old in sorted(output.glob("checkpoint-*.pt"))[:-2]:
         old.unlink()
 
 def load_checkpoint(output, masters, weights, optimizer):
     """Sets weights and AdamW's moments as the newest checkpoint has them -> the number of steps done; 0 without a checkpoint."""
-    files = sorted(output.glob("checkpoint-*.safetensors"))
-    if not files:
+    if not (files := sorted(output.glob("checkpoint-*.pt"))):
         return 0
     try:
-        tensors = safetensors.torch.load_file(files[-1])
-    except safetensors.SafetensorError as error:
+        saved = torch.load(files[-1], map_location="cpu")
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise common.InputError(f"{files[-1]}: {error}; without this file the training goes on from the one before") from error
-    state = {n: {key: tensors[f"{n}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for n in range(len(masters))}
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    optimizer.load_state_dict(saved["optimizer"])
     with torch.no_grad():
-        for n, (master, weight) in enumerate(zip(masters, weights)):
-            master.copy_(tensors[f"{n}.weight"])
-            weight.copy_(master)
-    print(f"going on behind step {int(state[0]['step'])}, from {files[-1]}")
-    return int(state[0]["step"])
+        for master, weight, value in zip(masters, weights, saved["masters"]):
+            weight.copy_(master.copy_(value))
+    print(f"going on behind step {saved['step']}, from {files[-1]}")
+    return saved["step"]
 
 def open_metrics(path, n_steps):
     """metrics.jsonl, for writing behind its first n_steps lines."""
@@ -160,11 +153,12 @@ def save(model, tokenizer, args, n_pairs):
     return last
 
 def accumulate(model, tokenizer, videos, batch, reference, args):
-    """Forward and backward over the videos of one step; gradients add up in the weights.
+    """Forward and backward over the videos of one step; gradients add up in the weights. Each video is a micro-batch: on one device its
+    backward follows its forward; over several all forwards come first (GPipe, arXiv 1811.06965), so that the devices can work side by side.
 
     Returns the step's loss, and of its B pairs rewards, log-probs and token counts, each (2, B): chosen, rejected.
     """
-    loss, parts = 0.0, []
+    loss, parts, split = 0.0, [], model.device != model.lm_head.weight.device
     n_pairs = sum(len(rows) for _, rows in batch)
     n_tokens = sum(reference[name][1][int(args.sft_on == "rejected")].sum().item() for name, _ in batch)
     for rows, video in itertools.islice(videos, len(batch)):
@@ -172,14 +166,17 @@ def accumulate(model, tokenizer, videos, batch, reference, args):
             raise common.InputError(f"{rows[0]['error']} (it could be read before)")
         sums, lengths = pair_logps(model, tokenizer, video, rows)
         share, rewards = step_loss(args, sums, lengths, reference[rows[0]["video"]][0].to(sums.device), n_pairs, n_tokens)
-        share.backward()
-        loss += share.item()
+        if not split:
+            share.backward()
+        loss = loss + (share if split else share.detach())
         parts.append((rewards, sums.detach(), lengths))
-    return loss, *(torch.cat(part, 1) for part in zip(*parts))
+    if split:
+        loss.backward()
+    return loss.item(), *(torch.cat(part, 1) for part in zip(*parts))
 
 def parse_args():
     parser = common.make_parser(__doc__, "directory of the trained model; run again, it goes on where it stopped", "pairs.jsonl")
-    parser.add_argument("--loss", choices=LOSSES, default="sigmoid", help="sft: plain cross-entropy on one side of the pairs")
+    parser.add_argument("--loss", choices=("sigmoid", "hinge", "ipo", "sft"), default="sigmoid", help="sft: plain cross-entropy on one side of the pairs")
     parser.add_argument("--beta", type=float, default=0.1, help="strength of the tie to the reference")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="share of pairs taken to be inverted (sigmoid only)")
     parser.add_argument("--nll-weight", type=float, default=0.0, help="weight of an added cross-entropy on chosen, a mean over tokens")
@@ -209,6 +206,9 @@ def main():
     weights = freeze_all_but_language(model, args.activation_checkpointing)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
+    state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters))
+    print(f"memory: weights {sum(weight.nbytes for weight in model.parameters()) / 2**30:.2f} GiB, gradients and AdamW {state / 2**30:.2f} GiB; "
+          "with activations, by device: python -m tools.memory")
     reference = reference_logps(model, tokenizer, groups, root, args)
     order, batches = make_batches([group for group in groups if group[0] in reference], args)
     done = load_checkpoint(args.output, masters, weights, optimizer)
@@ -241,7 +241,7 @@ def main():
 
     last = save(model, tokenizer, args, sum(len(rows) for name, rows in groups if name in reference))
     common.write_json(common.meta_path(args.output), meta | {"finished": {"steps": len(batches), "seconds": round(time.time() - started, 1)}})
-    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*.safetensors")):
+    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*.pt")):
         file.unlink(missing_ok=True)
     print(f"{args.output}: {len(batches)} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
 

@@ -76,6 +76,21 @@ def test_bfloat16_trains_on_float32_masters(train):
     assert metrics[-1]["loss"] < metrics[0]["loss"] < 0.75
     assert all(weight.dtype == torch.bfloat16 for weight in common.load_model(output, ["cpu"], torch.bfloat16).parameters())
 
+def test_plain_bfloat16_stands_still_where_float32_masters_move():
+    """A weight of 0.02 in bfloat16 has neighbours at a distance of 1.2e-4; AdamW's steps are about the learning rate, 5e-7. Each is rounded away, and
+    200 of them are 200 times nothing; summed in float32 they are 1e-4, which shows after rounding in most weights."""
+    start = 0.02 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    plain, weight = torch.nn.Parameter(start.bfloat16()), start.bfloat16()
+    master = torch.nn.Parameter(weight.float())
+    optimizers = [torch.optim.AdamW([parameter], 5e-7, weight_decay=0.0) for parameter in (plain, master)]
+    gradient = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    for _ in range(200):
+        plain.grad, master.grad = gradient.bfloat16(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = lambda now: (now != start.bfloat16()).float().mean().item()
+    assert moved(plain) < 0.02 and moved(master.bfloat16()) > 0.6 and moved(master.float()) > 0.99
+
 def test_the_learning_rate_warms_up_and_cools_down():
     args = argparse.Namespace(lr=1.0, warmup=0.2)
     rates = [dpo.learning_rate(args, step, 10) for step in range(10)]
@@ -136,9 +151,9 @@ def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
         patch.setattr(dpo, "save", cut_off)
         train("model", *flags)
     files = sorted((pairs.parent / "model").glob("checkpoint-*"))
-    assert [file.name for file in files] == ["checkpoint-000002.safetensors", "checkpoint-000004.safetensors"]
+    assert [file.name for file in files] == ["checkpoint-000002.pt", "checkpoint-000004.pt"]
     files[1].write_bytes(files[1].read_bytes()[:1000])
-    with pytest.raises(common.InputError, match="checkpoint-000004.safetensors: .*the one before"):
+    with pytest.raises(common.InputError, match="checkpoint-000004.pt: .*the one before"):
         train("model", *flags)
     files[1].unlink()
     assert train("model", *flags)[1][-1]["step"] == 6

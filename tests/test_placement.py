@@ -3,6 +3,7 @@
 A virtual tensor says that it lies on cpu:1, cpu:2, ... and holds its numbers on the CPU. Operations between different devices raise, as
 they do between GPUs; only copies may cross. (Real cpu:0 and cpu:1 would prove nothing: to torch they are the same.)
 """
+import argparse
 import copy
 
 import pytest
@@ -105,6 +106,35 @@ def test_split_equals_unsplit(five_layers, tokenizer, video, n_devices):
         split = step(parts, tokenizer, look(video, device))
     for mine, theirs in zip(split, whole, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+def trace(model, tokenizer, videos, monkeypatch):
+    """The order of forward (F) and backward (B) passes over the videos of a step of dpo.py, its loss and its log-probs."""
+    order, pair_logps = [], dpo.pair_logps
+
+    def traced(model, tokenizer, video, rows):
+        sums, lengths = pair_logps(model, tokenizer, video, rows)
+        order.append(f"F{rows[0]['video']}")
+        sums.register_hook(lambda gradient: order.append(f"B{rows[0]['video']}"))
+        return sums, lengths
+    args = argparse.Namespace(loss="sigmoid", sft_on="chosen", beta=0.5, label_smoothing=0.0, nll_weight=0.0)
+    (question, chosen), (_, rejected) = BRANCHES
+    batch = [(name, [{"video": name, "question": question, "chosen": chosen, "rejected": rejected}]) for name in "123"]
+    reference = {name: (torch.tensor([[-7.0], [-8.0]]), torch.tensor([[5], [6]])) for name, _ in batch}
+    dpo.freeze_all_but_language(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "pair_logps", traced)
+        loss, _, sums, _ = dpo.accumulate(model, tokenizer, zip((rows for _, rows in batch), videos), batch, reference, args)
+    return order, loss, sums
+
+def test_over_several_devices_all_forward_passes_come_first(model, tokenizer, video, monkeypatch):
+    order, loss, sums = trace(copy.deepcopy(model), tokenizer, [video] * 3, monkeypatch)
+    assert order == ["F1", "B1", "F2", "B2", "F3", "B3"]  # the activations of one video at a time
+    with VirtualDevices():
+        parts, device = spread(model, 2)
+        order, split_loss, split_sums = trace(parts, tokenizer, [look(video, device)] * 3, monkeypatch)
+    assert order[:3] == ["F1", "F2", "F3"] and sorted(order[3:]) == ["B1", "B2", "B3"]
+    assert split_loss == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(split_sums.held, sums)
 
 def test_answers_of_a_split_model_are_the_same(model, tokenizer, video):
     prompts = [common.ANSWER_PROMPT.format(question=question) for question, _ in BRANCHES]

@@ -1,0 +1,54 @@
+"""tools.memory counts without numbers; here its counts are compared with what a real forward pass on real tensors keeps."""
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import common
+import dpo
+from conftest import MODEL
+from tools import memory
+
+INTERNVL_8B = Path(__file__).parent / "fixtures" / "internvl2_5-8b"
+ARGS = argparse.Namespace(dtype="bfloat16", frames=32, pairs=6, question_tokens=40, answer_tokens=100, videos_per_step=8, activation_checkpointing=False)
+
+def test_internvl2_5_8b_by_hand():
+    """Published as 8.08 billion parameters: language model 7.74, vision tower 0.30, projector 0.03."""
+    [row] = memory.plan(transformers.InternVLConfig.from_pretrained(INTERNVL_8B), ["cuda:0"], ARGS)
+    language = 2 * 92553 * 4096 + 4096 + 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336 + 2 * 4096)
+    assert row["gradients"] == 2 * language and row["AdamW"] == 16 * language
+    assert row["weights"] == pytest.approx(2 * 8.08e9, rel=2e-3)
+    assert row["cache"] == 32 * 2 * 8 * 128 * 2 * 32 * (256 + 8)  # layers, keys and values, heads, their size, bytes, tokens
+
+def test_four_devices_share_what_one_has():
+    config = transformers.InternVLConfig.from_pretrained(INTERNVL_8B)
+    [one], four = memory.plan(config, ["cuda:0"], ARGS), memory.plan(config, [f"cuda:{n}" for n in range(4)], ARGS)
+    for key in ("layers", "weights", "gradients", "AdamW", "cache"):
+        assert sum(row[key] for row in four) == one[key]
+    assert sum(row["activations"] for row in four) == ARGS.videos_per_step * one["activations"]  # all forward passes of a step come first
+
+def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, frames):
+    """The tiny model's own forward pass over [video | branches]: all that autograd keeps of it, the weights aside."""
+    video = common.watch(model, tokenizer, frames)
+    branches = [common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question="how many shapes are there?"), "there are two shapes.") for _ in range(6)]
+    n_tokens, n_answers = video.ids.shape[1] + sum(map(len, sum(branches, ()))), sum(len(answer) for _, answer in branches)
+    dpo.freeze_all_but_language(model)
+    weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
+    def keep(tensor):
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        common.branch_logps(model, video, branches)
+    model.requires_grad_(False)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    n_layers = model.config.text_config.num_hidden_layers
+    one, two = (memory.kept_bytes(model.config, n, n_tokens, n_answers, torch.float32) for n in (1, 2))
+    assert (n_layers * (two - one) + 2 * one - two) == pytest.approx(real, rel=0.1)
+
+def test_it_prints_a_table(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["memory.py", str(MODEL), "--devices", "2", "--dtype", "float32", "--frames", "8", "--activation-checkpointing"])
+    memory.main()
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [["device", "0"], ["device", "1"], ["in", "all"]]
