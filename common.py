@@ -44,9 +44,9 @@ def run(main):
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except torch.OutOfMemoryError as error:  # its message says what was asked and what was free
-        sys.exit(f"{error}\nWhat helps: more --devices, fewer --frames; in dpo.py --activation-checkpointing and fewer --videos-per-step")
+        sys.exit(f"{error}\nWhat helps: more --devices; in dpo.py --activation-checkpointing; fewer --frames (with --overwrite: that changes what comes out)")
     except (KeyboardInterrupt, OSError, safetensors.SafetensorError) as error:
-        fault, command = f": {error}; with this mended" * bool(str(error)), shlex.join(part for part in sys.argv if part != "--overwrite")
+        fault, command = f": {error}; with this mended" * bool(str(error)), shlex.join(part for part in sys.orig_argv[1:] if part != "--overwrite")
         print(f"\nstopped{fault or ';'} the same command goes on: python {command}", file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
@@ -131,7 +131,7 @@ def make_meta(args, prompts, root, inputs):
     """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers."""
     if args.output.resolve() in [Path(part).resolve() for part in (args.model, *([args.input] if isinstance(args.input, str) else args.input))]:
         raise InputError(f"--output {args.output} is what is read, too; name another")
-    where_not_what = ("devices", "output", "overwrite", "input", "model", "videos", "ask", "max_bad", "save_every")
+    where_not_what = ("devices", "output", "overwrite", "input", "model", "videos", "ask", "max_bad", "save_every", "activation_checkpointing")
     content = {key: value for key, value in vars(args).items() if key not in where_not_what}
     content |= {"model": fingerprint(Path(args.model)), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -306,12 +306,12 @@ def load_model(path, devices=None, dtype=None):
             with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
                 names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
                 if odd := [key for key in names if tensors.get_slice(key).get_dtype() not in ("F32", "BF16", "F16")]:
-                    raise RuntimeError(f"{odd[0]} is quantized ({tensors.get_slice(odd[0]).get_dtype()}); float32, bfloat16 and float16 weights are read")
+                    raise RuntimeError(f"{odd[0]} has the type {tensors.get_slice(odd[0]).get_dtype()}; weights are read in float32, bfloat16 and float16, not quantized")
                 chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
             if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
                 raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
         except (RuntimeError, AssertionError, safetensors.SafetensorError) as error:  # cut off, of another shape, a device that is not there
-            raise InputError(f"{file}: {error}") from error
+            raise error if isinstance(error, torch.OutOfMemoryError) else InputError(f"{file}: {error}") from error
     if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
     for name, module in list(model.named_modules()):  # buffers that no file holds (rotary frequencies) are made again
@@ -321,7 +321,7 @@ def load_model(path, devices=None, dtype=None):
         raise InputError(f"{path}: there are no weights for {missing[0]}")
     if len(set(devices)) > 1:
         move_activations(model)
-        for device in dict.fromkeys(devices):
+        for device in dict.fromkeys(place(name) for name, _ in model.named_parameters()):  # with few layers some hold nothing
             part = [(name, weight) for name, weight in model.named_parameters() if place(name) == device]
             print(f"{device}: {part[0][0]} to {part[-1][0]}, {sum(weight.nbytes for _, weight in part) / 2**30:.2f} GiB")
     return model.eval()

@@ -112,7 +112,10 @@ def summarize(rewards, sums, lengths):
 
 def save_checkpoint(output, step, masters, optimizer):
     """What it takes to go on behind a step: weights and AdamW's moments, in one file that is there whole or not at all. Two are kept."""
-    torch.save({"step": step, "masters": masters, "optimizer": optimizer.state_dict()}, output / "checkpoint.part")
+    try:
+        torch.save({"step": step, "masters": masters, "optimizer": optimizer.state_dict()}, output / "checkpoint.part")
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{output / 'checkpoint.part'} cannot be written ({str(error).splitlines()[0]})") from error
     os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.pt")
     for old in sorted(output.glob("checkpoint-*.pt"))[:-2]:
         old.unlink()
@@ -144,9 +147,8 @@ def save(model, tokenizer, args, n_pairs):
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     (part / "README.md").write_text(
-        f"# A model trained by dpo.py\n\nFrom `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta {args.beta}, "
-        f"learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.\nAt the last step: loss {last['loss']:.4f}, rewards/accuracies "
-        f"{last['rewards/accuracies']:.2f}, rewards/margins {last['rewards/margins']:.3f}. Every step is in metrics.jsonl.\n")
+        f"# A model trained by dpo.py\n\nFrom `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta {args.beta}, learning rate "
+        f"{args.lr}, {args.epochs} epochs, seed {args.seed}.\nThe last line of metrics.jsonl, where every step is: `{json.dumps(last)}`\n")
     for file in part.iterdir():
         os.replace(file, args.output / file.name)
     part.rmdir()
@@ -154,11 +156,11 @@ def save(model, tokenizer, args, n_pairs):
 
 def accumulate(model, tokenizer, videos, batch, reference, args):
     """Forward and backward over the videos of one step; gradients add up in the weights. Each video is a micro-batch: on one device its
-    backward follows its forward; over several all forwards come first (GPipe, arXiv 1811.06965), so that the devices can work side by side.
+    backward follows its forward; over several all forwards come first (the order of GPipe, arXiv 1811.06965; its gain is not measured yet).
 
     Returns the step's loss, and of its B pairs rewards, log-probs and token counts, each (2, B): chosen, rejected.
     """
-    loss, parts, split = 0.0, [], model.device != model.lm_head.weight.device
+    loss, parts, split = 0.0, [], len({weight.device for weight in model.parameters()}) > 1
     n_pairs = sum(len(rows) for _, rows in batch)
     n_tokens = sum(reference[name][1][int(args.sft_on == "rejected")].sum().item() for name, _ in batch)
     for rows, video in itertools.islice(videos, len(batch)):
@@ -206,9 +208,8 @@ def main():
     weights = freeze_all_but_language(model, args.activation_checkpointing)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
-    state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters))
-    print(f"memory: weights {sum(weight.nbytes for weight in model.parameters()) / 2**30:.2f} GiB, gradients and AdamW {state / 2**30:.2f} GiB; "
-          "with activations, by device: python -m tools.memory")
+    state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters)) / 2**30
+    print(f"beside the model's weights: {state:.2f} GiB for gradients and AdamW; with activations, by device: python -m tools.memory {args.model}")
     reference = reference_logps(model, tokenizer, groups, root, args)
     order, batches = make_batches([group for group in groups if group[0] in reference], args)
     done = load_checkpoint(args.output, masters, weights, optimizer)
@@ -231,8 +232,7 @@ def main():
                 weight.copy_(master)
                 weight.grad = None
         if step == 1:
-            margin = (rewards[0] - rewards[1]).abs().max().item()
-            print(f"first step: largest |margin| {margin:.1e}, which is rounding alone: policy and reference are one model")
+            print(f"first step: largest |margin| {(rewards[0] - rewards[1]).abs().max():.1e}, which is rounding alone: policy and reference are one model")
         row = {"step": step, "epoch": step * args.epochs / len(batches), "loss": loss, **summarize(rewards, sums, lengths), "grad_norm": grad_norm,
                "learning_rate": optimizer.param_groups[0]["lr"], "tokens/s": lengths.sum().item() / (time.time() - clock)}
         metrics.write(json.dumps(row) + "\n")

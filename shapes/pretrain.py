@@ -373,6 +373,7 @@ def main():
     with torch.no_grad():
         features = torch.cat([model.get_image_features(pixel_values=part.flatten(0, 1).float()).pooler_output for part in pixels.split(64)])
     features = features.view(args.scenes, N_FRAMES, *features.shape[1:])
+    (args.output / "meeting-point").unlink(missing_ok=True)  # of a run that was killed
     torch.multiprocessing.spawn(train_language, (str(args.output.resolve()), features, scenes, list(zip(PHASES, args.language_steps)), args.seed), WORKERS)
     (args.output / "meeting-point").unlink(missing_ok=True)
     facts = {key: value for key, value in vars(args).items() if key != "output"}

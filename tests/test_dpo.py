@@ -158,6 +158,14 @@ def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
     files[1].unlink()
     assert train("model", *flags)[1][-1]["step"] == 6
 
+def test_a_full_disk_is_no_traceback(train, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534\nand more")  # what torch.save says then
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="checkpoint.part cannot be written .*unexpected pos"):
+        patch.setattr(torch, "save", full)
+        train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "2")
+    assert train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "2")[1][-1]["step"] == 6
+
 def test_no_pairs_are_said_so(train, pairs):
     pairs.write_text(json.dumps({"id": "a", "video": "a.mp4", "dropped": "unchanged"}) + "\n")
     with pytest.raises(common.InputError, match="no row is a pair"):

@@ -1,5 +1,6 @@
 """tools.memory counts without numbers; here its counts are compared with what a real forward pass on real tensors keeps."""
 import argparse
+import copy
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,16 @@ def test_four_devices_share_what_one_has():
     [one], four = memory.plan(config, ["cuda:0"], ARGS), memory.plan(config, [f"cuda:{n}" for n in range(4)], ARGS)
     for key in ("layers", "weights", "gradients", "AdamW", "cache"):
         assert sum(row[key] for row in four) == one[key]
-    assert sum(row["activations"] for row in four) == ARGS.videos_per_step * one["activations"]  # all forward passes of a step come first
+    tokens, branches = 32 * (256 + 8) + 2 * 6 * (40 + 100), 2 * 6 * (40 + 100)
+    copies = 24 * (branches * tokens + 2 * tokens * 128 * 2)  # what each layer that is not on the first device keeps: mask, cosines and sines
+    assert sum(row["activations"] for row in four) == ARGS.videos_per_step * (one["activations"] + copies)  # all forward passes of a step come first
 
 def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, frames):
     """The tiny model's own forward pass over [video | branches]: all that autograd keeps of it, the weights aside."""
     video = common.watch(model, tokenizer, frames)
     branches = [common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question="how many shapes are there?"), "there are two shapes.") for _ in range(6)]
     n_tokens, n_answers = video.ids.shape[1] + sum(map(len, sum(branches, ()))), sum(len(answer) for _, answer in branches)
+    model = copy.deepcopy(model)
     dpo.freeze_all_but_language(model)
     weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
     def keep(tensor):
@@ -42,11 +46,19 @@ def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, fra
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         common.branch_logps(model, video, branches)
-    model.requires_grad_(False)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     n_layers = model.config.text_config.num_hidden_layers
     one, two = (memory.kept_bytes(model.config, n, n_tokens, n_answers, torch.float32) for n in (1, 2))
     assert (n_layers * (two - one) + 2 * one - two) == pytest.approx(real, rel=0.1)
+
+def test_the_readme_has_what_the_tool_prints():
+    readme, config = (INTERNVL_8B.parent.parent.parent / "README.md").read_text(), transformers.InternVLConfig.from_pretrained(INTERNVL_8B)
+    ours = argparse.Namespace(**vars(ARGS) | {"activation_checkpointing": True})
+    for n, gpus in ((1, "1 x 24 GB"), (2, "2 x 80 GB"), (4, "4 x 80 GB"), (8, "8 x 40 GB")):
+        [line] = [line for line in readme.splitlines() if line.startswith(f"| {gpus} |")]
+        rows = memory.plan(config, [f"cuda:{number}" for number in range(n)], ours)
+        assert f"| {max(row['weights'] + row['cache'] for row in rows) / 2**30:.1f}" in line
+        assert f"{max(map(memory.training, rows)) / 2**30:.1f}" in line
 
 def test_it_prints_a_table(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["memory.py", str(MODEL), "--devices", "2", "--dtype", "float32", "--frames", "8", "--activation-checkpointing"])

@@ -1,5 +1,4 @@
 """The controls of tools.study, each seen on rows that can be checked by hand."""
-import json
 import re
 from pathlib import Path
 
@@ -10,13 +9,13 @@ from conftest import MODEL
 from shapes import world
 from tools import study
 
-ROWS = [{"id": f"round1_0001.mp4/spatial/{n}", "video": "round1_0001.mp4", "kind": "spatial", "question": "q?", "initial": f"answer {n}."} for n in range(40)]
+ROWS = [{"critique": "errors: none", "id": f"round1_0001.mp4/spatial/{n}", "video": "round1_0001.mp4", "kind": "spatial", "question": "q?", "initial": f"answer {n}."} for n in range(40)]
 
 def test_the_study_trains_as_the_loop_does():
     script = (Path(__file__).parent.parent / "shapes" / "loop.sh").read_text()
     assert re.search(r"lrs=\(0 (.*?)\)", script)[1].split() == [f"{lr:.0e}".replace("e-0", "e-") for lr in study.LRS]
     flags = dict(re.findall(r"--(beta|epochs) (\d+)", script))
-    assert flags == dict(zip((name.strip("-") for name in study.RECIPE[::2]), map(str, study.RECIPE[1::2])))
+    assert flags == {"beta": str(study.BETA), "epochs": str(study.EPOCHS)}
 
 def test_without_the_gate_every_answered_row_gets_through():
     rows = [ROWS[0] | {"error_types": []}, ROWS[1] | {"error_types": None}, ROWS[2] | {"error_types": ["causal_reasoning"]}, ROWS[3] | {"dropped": "truncated"}]
@@ -48,7 +47,7 @@ def test_an_inverted_pair_by_the_truth_of_the_world():
 
 def test_second_samples_are_other_answers_to_the_same_questions(tmp_path):
     world.write_split(tmp_path, "round1", 3, seed=0)
-    rows = [{"id": f"round1_{n:04}.mp4/temporal/{k}", "video": f"round1_{n:04}.mp4", "kind": "temporal", "question": question, "initial": "it moves."} | extra
+    rows = [{"id": f"round1_{n:04}.mp4/temporal/{k}", "video": f"round1_{n:04}.mp4", "kind": "temporal", "question": question, "initial": "it moves.", "critique": ""} | extra
             for n in range(3) for k, (question, extra) in enumerate([("how many shapes are there?", {"chosen": "a", "rejected": "b"}), ("what can be seen in the video?", {"dropped": "unchanged"})])]
     pairs = study.prefer_second_samples(rows, 0, MODEL, tmp_path / "round1")
     assert len(pairs) == 3  # as many as there were
@@ -57,19 +56,38 @@ def test_second_samples_are_other_answers_to_the_same_questions(tmp_path):
 
 def test_one_round_of_a_control_ends_in_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "VIDEOS", tmp_path / "shapes")
-    for split in ("round1", "dev", "hard"):
+    for split in ("round1", "round2", "dev", "hard"):
         world.write_split(tmp_path / "shapes", split, 6, seed=0)
-    monkeypatch.setattr(study, "ROUNDS", (1,))
+    monkeypatch.setattr(study, "ROUNDS", (1, 2))
     study.make_seen(n=2)
     base, run = study.BASE, tmp_path / "seed1" / "fixed-reference"
     study.score_base((base, tmp_path / "base"))
-    study.run_round(("fixed-reference", 1, base, run, 1))
-    before, after = study.measure(tmp_path / "base"), study.measure(run / "round1")
+    for n in study.ROUNDS:
+        study.run_round(("fixed-reference", 1, base, run, n))
+    first_steps = [common.read_jsonl(run / f"round{n}" / "model" / "metrics.jsonl")[0] for n in study.ROUNDS]
+    assert first_steps[0]["rewards/margins"] == 0  # the model is the base, which is the reference
+    assert first_steps[1]["rewards/margins"] != 0  # here the model has moved, and the reference has not
+    before, after = study.measure(tmp_path / "base"), study.measure(run / "round2")
     assert before["errors the model names"] == before["errors the base names"]  # there the model is the base
     assert after["pairs"] > 0 and 0 <= after["pairs inverted"] <= 1
     assert set(after) - set(before) >= {"pairs", "logps/chosen, last steps"} and all(f"on {name}" in after for name in study.BENCHMARKS)
-    rows = [row for row in common.read_jsonl(run / "round1" / "pairs.jsonl") if "dropped" not in row]
-    assert [json.loads(line) for line in (run / "round1" / "edited.jsonl").read_text().splitlines() if "dropped" not in json.loads(line)] == rows
+    assert (run / "round1" / "edited.jsonl").read_bytes() == (run / "round1" / "pairs.jsonl").read_bytes()  # this control edits no rows
+
+def test_tables_and_plot_of_made_up_figures(tmp_path, capsys):
+    names = ("accuracy", "errors by truth", "errors the model names", "errors the base names", "critic's precision", "critic's recall", "the base's precision",
+             "the base's recall", "words an answer", *(f"on {name}" for name in study.BENCHMARKS))
+    more = ("pairs", "pairs inverted", "pairs judged", "lengths/chosen", "lengths/rejected",
+            *(f"logps/{side}, {end} steps" for side in ("chosen", "rejected") for end in ("first", "last")))
+    base = dict.fromkeys(names, 0.5) | {"accuracy of revisions": 0.9}
+    figures = {(0, variant, seed): [base, *(dict.fromkeys((*names, *more), 0.5 + 0.1 * seed) for _ in study.ROUNDS)]
+               for variant in study.VARIANTS for seed in study.SEEDS}
+    figures[0, "sft", 1][1]["pairs inverted"] = float("nan")  # no pair could be judged
+    study.print_tables(figures, [0])
+    printed = capsys.readouterr().out
+    assert "| dpo | 0.500 | 0.700 +- 0.100 | 0.700 +- 0.100 | 0.700 +- 0.100 | 0.700 +- 0.100 |" in printed  # 0.6, 0.7, 0.8
+    assert "| sft |  | 0.75 +- 0.07 | 0.70 +- 0.10 |" in printed
+    study.plot(figures, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
 
 @pytest.mark.parametrize("values, text", [([0.5], "0.500"), ([0.8, 0.9], "0.850 +- 0.071")])
 def test_spread_by_hand(values, text):

@@ -4,8 +4,9 @@
     python -m tools.bench decode --long    # answers: ours, one generate a question, one left-padded batch; 8,192 video tokens
     python -m tools.bench load             # a checkpoint: ours, from_pretrained
     python -m tools.bench scale            # cost of a pair by questions and frames; cost of a video over a run of 4,000
+    python -m tools.bench profile          # where the time of our own training step goes, by kind of operation
 
-Every configuration is a process of its own (so that its peak memory is its own); they take turns, --rounds times, and what is printed are
+In train, decode and load every configuration is a process of its own (so that its peak memory is its own); they take turns, --rounds times, and what is printed are
 medians and ratios of one run. Their results are compared before any of their times is believed.
 """
 import argparse
@@ -320,6 +321,25 @@ def bench_scale(directory, args):
         figures[f"{n_frames} frames, {n_pairs} pairs"] = seconds
     return figures | {"run": bench_run(Path(directory) / "run")}
 
+OPERATIONS = {"matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"), "attention": ("aten::_scaled_dot_product",),
+              "soft-max of the head": ("aten::_log_softmax", "aten::gather", "aten::scatter"), "copies and casts": ("aten::copy_", "aten::cat", "aten::clone")}
+
+def bench_profile(directory, args):
+    """Shares of the time that operators take themselves, in one round of training (reference, forward, backward of all pairs of a video)."""
+    train = train_ours(directory, args)
+    train()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train()
+    shares = dict.fromkeys([*OPERATIONS, "all else"], 0.0)
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in OPERATIONS.items() if event.key.startswith(names)), "all else")
+        shares[kind] += event.self_cpu_time_total
+    total = sum(shares.values())
+    for kind, time_taken in shares.items():
+        print(f"{kind:24}{time_taken / total:6.0%}")
+    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=60))
+    return {kind: time_taken / total for kind, time_taken in shares.items()}
+
 def bench_run(directory, n=4000):
     """A stage over a long run of tiny videos: is the last tenth as fast as the first, and does memory stay where it was?"""
     world.write_split(directory, "round1", 50, seed=0)
@@ -346,7 +366,7 @@ def bench_run(directory, n=4000):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benches = {"train": bench_train, "decode": bench_decode, "load": bench_load, "scale": bench_scale}
+    benches = {"train": bench_train, "decode": bench_decode, "load": bench_load, "scale": bench_scale, "profile": bench_profile}
     parser.add_argument("what", choices=benches)
     parser.add_argument("--long", action="store_true", help="8,192 video tokens instead of 2,048")
     parser.add_argument("--rounds", type=int, default=5)

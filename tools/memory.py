@@ -5,7 +5,9 @@
 
 Weights, gradients and AdamW's state are counted, tensor by tensor. Activations are counted too: the language model runs forward on torch's meta
 device, where tensors have shapes but no numbers, and what autograd would keep for the backward pass is added up (flash attention is assumed: q, k, v
-and the output are kept, no matrix of scores). What is not counted: the CUDA context, fragments, buffers of kernels; leave a tenth free.
+and the output are kept, no matrix of scores). `training` is the larger of two moments: the end of the forward pass, and AdamW's step, when activations
+are gone, but 4 more bytes a weight are needed. `answering` is weights and the cache of one video. What is not counted: the activations of answering,
+gradients of activations, the CUDA context, fragments, buffers of kernels; leave a tenth free in training, some GiB in answering.
 """
 import argparse
 import copy
@@ -41,7 +43,7 @@ def kept_bytes(config, n_layers, n_tokens, n_answers, dtype):
         model = transformers.AutoModelForCausalLM.from_config(text, dtype=dtype)
         embeddings = torch.empty(1, n_tokens, text.hidden_size, dtype=dtype, requires_grad=True)
         positions, targets = torch.empty(1, n_tokens, dtype=torch.long), torch.empty(n_answers, 1, dtype=torch.long)
-        mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes are few
+        mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes: see `plan`
     weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
 
     def keep(tensor):
@@ -61,21 +63,25 @@ def plan(config, devices, args):
     place, layers = common.plan_placement(config, devices), common.split_layers(text.num_hidden_layers, len(devices))
     video = args.frames * (config.image_seq_length + 8)  # and its "Frame1: <img></img>"
     tokens, answers = video + 2 * args.pairs * (args.question_tokens + args.answer_tokens), 2 * args.pairs * args.answer_tokens
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     one, two = (kept_bytes(config, n, tokens, answers, dtype) for n in (1, 2))
     a_layer, head, boundary = two - one, 2 * one - two, tokens * text.hidden_size * dtype.itemsize
+    copies = (tokens - video) * tokens + 2 * tokens * head_dim * dtype.itemsize  # mask, cosines and sines, which a layer on another device keeps
     batches = args.videos_per_step if len(devices) > 1 else 1  # over several devices all forward passes come first
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     rows = []
     for number, device in enumerate(devices):
         here = [(name, weight) for name, weight in model.named_parameters() if place(name) == device]
         trained = [weight for name, weight in here if name.startswith(("model.language_model", "lm_head"))]
         n_trained, n_layers = sum(weight.numel() for weight in trained), layers.count(number)
-        activations = batches * (n_layers * boundary + head * (number == len(devices) - 1)) + a_layer if args.activation_checkpointing else \
-            batches * (n_layers * a_layer + head * (number == len(devices) - 1))
+        kept = n_layers * ((boundary if args.activation_checkpointing else a_layer) + copies * (number > 0)) + head * (number == len(devices) - 1)
         rows.append({"layers": n_layers, "weights": sum(weight.nbytes for _, weight in here), "gradients": sum(weight.nbytes for weight in trained),
-                     "AdamW": n_trained * (8 if dtype == torch.float32 else 16), "activations": activations,
+                     "AdamW": n_trained * (8 if dtype == torch.float32 else 16), "step": 4 * n_trained, "activations": batches * kept + a_layer * args.activation_checkpointing,
                      "cache": n_layers * video * 2 * text.num_key_value_heads * head_dim * dtype.itemsize})
     return rows
+
+def training(row):
+    """Bytes of a device at the fuller of two moments: the end of the forward pass, and AdamW's step."""
+    return row["weights"] + row["gradients"] + row["AdamW"] + max(row["activations"], row["step"])
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,9 +101,8 @@ def main():
     print(f"{'':10}{'layers':>8}{'weights':>10}{'gradients':>11}{'AdamW':>9}{'activations':>13}{'training':>10}{'answering':>11}")
     for number, row in enumerate([*rows, {key: sum(row[key] for row in rows) for key in rows[0]}]):
         gib = {key: value / 2**30 for key, value in row.items()}
-        training = sum(gib[key] for key in ("weights", "gradients", "AdamW", "activations"))
         print(f"{'in all' if number == len(rows) else f'device {number}':10}{row['layers']:8}{gib['weights']:10.1f}{gib['gradients']:11.1f}{gib['AdamW']:9.1f}"
-              f"{gib['activations']:13.1f}{training:10.1f}{gib['weights'] + gib['cache']:11.1f}")
+              f"{gib['activations']:13.1f}{training(gib):10.1f}{gib['weights'] + gib['cache']:11.1f}")
 
 if __name__ == "__main__":
     common.run(main)

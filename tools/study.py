@@ -7,16 +7,18 @@ The stages run as they are, with the recipe of shapes/loop.sh; a control edits w
 
     dpo              the loop
     sft              the loop, but cross-entropy on the chosen answers of its pairs in place of DPO
-    sft-all          cross-entropy on all revisions, whatever the critic said
+    sft-all          cross-entropy on all revisions, whatever the critic said; most repeat the answer, so these are three times as many rows
     shuffled         which of a pair is chosen is drawn by lot
-    second-sample    chosen is a second answer to the same question, without critique; as many pairs as the gate leaves
-    no-gate          every revision that differs is chosen, whatever the critic said
+    second-sample    chosen is a second answer to the same question, without critique; as many pairs as the gate leaves, out of all questions
+    no-gate          every revision that differs is chosen, whatever the critic said (where it found nothing, few differ)
     frozen-critic    the critic of every round is the base
     fixed-reference  the reference of every round is the base
 
-Loop seeds vary what is sampled and the order of training, not videos or base. Only scoring sees the truth.
+Loop seeds vary what is sampled and the order of training, not videos or base; in round 1 dpo, frozen-critic and fixed-reference are the same. Only
+scoring sees the truth. beta and the learning rates were chosen for dpo, on `dev`; the others take them as they are.
 """
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import json
@@ -32,8 +34,11 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
+import filelock
+import matplotlib
 import numpy as np
 import torch
+from matplotlib import pyplot
 from tqdm import tqdm
 
 import common
@@ -48,8 +53,7 @@ from tools import report
 VARIANTS = ("dpo", "sft", "sft-all", "shuffled", "second-sample", "no-gate", "frozen-critic", "fixed-reference")
 UNGATED = ("sft-all", "no-gate")
 SEEDS, ROUNDS = (1, 2, 3), (1, 2, 3, 4)
-RECIPE, LRS = ("--beta", 3, "--epochs", 2), (1e-4, 5e-5, 3e-5, 5e-6)  # of shapes/loop.sh (tests/test_study.py)
-SFT_RECIPE, SFT_LRS = ("--loss", "sft", "--epochs", 2), (1e-4, 5e-5, 3e-5, 5e-6)
+BETA, EPOCHS, LRS = 3, 2, (1e-4, 5e-5, 3e-5, 5e-6)  # of shapes/loop.sh (tests/test_study.py)
 BASE, VIDEOS = "shapes/model", Path("runs/shapes")  # videos: by python -m shapes.world
 BENCHMARKS = {"loop's own videos": "seen", "new videos": "dev", "new combinations": "hard"}
 
@@ -80,7 +84,7 @@ def prefer_second_samples(rows, seed, directory, root):
     """As many pairs as there are now, of any answered rows: (a second sampled answer, the first one), where the two differ."""
     model, tokenizer = common.load_model(directory, ["cpu"]), common.load_tokenizer(directory)
     args = argparse.Namespace(seed=f"second/{seed}", frames=None, temperature=1.0, top_p=1.0, max_new_tokens=256)  # generate.py's defaults
-    firsts = [{key: row[key] for key in ("id", "video", "kind", "question", "initial")} for row in rows if "initial" in row]
+    firsts = [{key: row[key] for key in ("id", "video", "kind", "question", "initial")} for row in rows if "critique" in row]
     pairs = []
     for group, video in common.watch_each(model, tokenizer, common.group_by_video(firsts), root, args):
         seconds = [dict(row) for row in group]
@@ -98,7 +102,7 @@ def under_base(base):
 # ---------------------------------------------------------------- a round
 def stage(module, model, input, output, *more):
     """A stage, as its command would run it, in this process."""
-    sys.argv = [f"{module.__name__}.py", *map(str, ("--model", model, "--input", input, "--output", output, *more))]
+    sys.argv = [f"{module.__name__}.py", *map(str, ("--model", model, "--input", input, "--output", output, "--devices", "cpu", *more))]
     module.main()
 
 def score(model, base, out, benchmark="dev"):
@@ -136,9 +140,9 @@ def run_round(job):
         for file in (run.parent / "dpo" / "round1").glob("[rc]*s.jsonl*"):
             shutil.copy(file, out / file.name)
     pairs = make_pairs(variant, seed, base, model, out)
-    recipe, lrs = (SFT_RECIPE, SFT_LRS) if variant.startswith("sft") else (RECIPE, LRS)
+    loss = ("--loss", "sft") if variant.startswith("sft") else ("--beta", BETA)
     with mock.patch.object(dpo, "reference_logps", under_base(base)) if variant == "fixed-reference" else contextlib.nullcontext():
-        stage(dpo, model, pairs, out / "model", *recipe, "--lr", lrs[n - 1], "--seed", seed)
+        stage(dpo, model, pairs, out / "model", *loss, "--epochs", EPOCHS, "--lr", LRS[n - 1], "--seed", seed)
     for benchmark in BENCHMARKS.values() if n == ROUNDS[-1] else ["dev"]:
         score(out / "model", base, out, benchmark)
 
@@ -181,6 +185,7 @@ def measure(out):
                "errors the model names": sum(bool(row["error_types"]) for row in own),
                "errors the base names": sum(bool(row["error_types"]) for row in by_base),
                **dict(zip(("critic's precision", "critic's recall"), report.score_critic(own))),
+               **dict(zip(("the base's precision", "the base's recall"), report.score_critic(by_base))),
                "words an answer": statistics.mean(len(row["initial"].split()) for row in own)}
     figures |= {f"on {name}": common.read_json(path, "accuracy")[0] for name, benchmark in BENCHMARKS.items()
                 if (path := out / benchmark / "results.json").exists()}
@@ -188,17 +193,19 @@ def measure(out):
         figures["accuracy of revisions"] = report.score_revisions(common.read_jsonl(out / "dev" / "pairs.jsonl"))
     if (out / "edited.jsonl").exists():
         pairs = [row for row in common.read_jsonl(out / "edited.jsonl") if "dropped" not in row]
-        judged = [verdict for verdict in map(is_inverted, pairs) if verdict is not None]
+        different = [row for row in pairs if row["chosen"] != row["rejected"]]  # cross-entropy on all revisions has others
+        judged = [verdict for verdict in map(is_inverted, different) if verdict is not None]
         steps = common.read_jsonl(out / "model" / "metrics.jsonl")
         tenth = max(1, len(steps) // 10)
         ends = {"first": steps[:tenth], "last": steps[-tenth:]}
-        figures |= {"pairs": len(pairs), "pairs inverted": report.ratio(sum(judged), len(judged)), "pairs judged": report.ratio(len(judged), len(pairs))}
+        figures |= {"pairs": len(pairs), "pairs inverted": report.ratio(sum(judged), len(judged)), "pairs judged": report.ratio(len(judged), len(different))}
         figures |= {f"{key}, {end} steps": statistics.mean(step[key] for step in part) for key in ("logps/chosen", "logps/rejected") for end, part in ends.items()}
         figures |= {key: statistics.mean(step[key] for step in steps) for key in ("lengths/chosen", "lengths/rejected")}
     return figures
 
 def spread(values, digits=3):
-    """'0.884 +- 0.006': mean and standard deviation."""
+    """'0.884 +- 0.006': mean and standard deviation, passing over what is not a number (no pair, nothing found)."""
+    values = [value for value in values if value == value] or [float("nan")]
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.{digits}f}"
 
@@ -209,12 +216,15 @@ def print_rows(title, heads, rows):
 
 def print_tables(figures, bases):
     """figures: {(base, variant, seed): [base's, round 1's, ...]}, each {name: number}."""
-    of = lambda variant, n, name, base=0: [rounds[n][name] for (b, v, _), rounds in figures.items() if (b, v) == (base, variant)]
+    def of(variant, n, name, base=0):
+        values = [rounds[n][name] for (b, v, _), rounds in figures.items() if (b, v) == (base, variant)]
+        return values[:1] if n == 0 else values  # the base has no seed
     heads = ["", "base", *(f"round {n}" for n in ROUNDS)]
     print_rows(f"accuracy on dev (n = 900, 150 videos), mean and standard deviation over {len(SEEDS)} loop seeds", heads,
-               [[variant, *(spread(of(variant, n, "accuracy")[:1] if n == 0 else of(variant, n, "accuracy")) for n in (0, *ROUNDS))] for variant in VARIANTS])
-    for name, digits in (("critic's precision", 2), ("critic's recall", 2), ("pairs", 0), ("pairs inverted", 2), ("errors by truth", 0),
-                         ("errors the base names", 0), ("errors the model names", 0), ("words an answer", 1)):
+               [[variant, *(spread(of(variant, n, "accuracy")) for n in (0, *ROUNDS))] for variant in VARIANTS])
+    for name, digits in (("critic's precision", 2), ("critic's recall", 2), ("the base's precision", 2), ("the base's recall", 2), ("pairs", 0),
+                         ("pairs inverted", 2), ("pairs judged", 2), ("errors by truth", 0), ("errors the base names", 0), ("errors the model names", 0),
+                         ("words an answer", 1)):  # critic: the model, of its own answers to dev, whichever critic the loop had
         rows = [[variant, *(spread(of(variant, n, name), digits) if name in figures[0, variant, SEEDS[0]][n] else "" for n in (0, *ROUNDS))]
                 for variant in VARIANTS]
         print_rows(name, heads, rows)
@@ -224,17 +234,14 @@ def print_tables(figures, bases):
                    [[variant, *(spread(of(variant, n, name), 1) for name in (*names, "lengths/chosen", "lengths/rejected"))] for variant in VARIANTS])
     places = [f"on {name}" for name in BENCHMARKS]
     print_rows("accuracy after the last round, by what is new to the loop", ["", *BENCHMARKS],
-               [["base", *(spread(of("dpo", 0, place)[:1]) for place in places)]]
+               [["base", *(spread(of("dpo", 0, place)) for place in places)]]
                + [[variant, *(spread(of(variant, ROUNDS[-1], place)) for place in places)] for variant in VARIANTS])
     print_rows("the loop by base, accuracy on dev", ["base of seed", *heads[1:], "the base's revisions"],
-               [[f"{base}", *(spread(of("dpo", n, "accuracy", base)[:1] if n == 0 else of("dpo", n, "accuracy", base)) for n in (0, *ROUNDS)),
-                 spread(of("dpo", 0, "accuracy of revisions", base)[:1])] for base in bases])
+               [[f"{base}", *(spread(of("dpo", n, "accuracy", base)) for n in (0, *ROUNDS)), spread(of("dpo", 0, "accuracy of revisions", base))]
+                for base in bases])
 
 def plot(figures, path):
     """Accuracy by round and variant; the critic's precision and recall; errors counted three ways."""
-    import matplotlib  # of requirements-dev.txt
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
     def draw(axes, variant, name, label, **style):
         values = np.array([[rounds[n][name] for n in (0, *ROUNDS)] for (base, v, _), rounds in figures.items() if (base, v) == (0, variant)])
@@ -268,21 +275,30 @@ def main():
     parser.add_argument("--bases", type=int, default=1, help="how many bases; each but the first is pretrained for half an hour")
     parser.add_argument("--output", type=Path, default=Path("runs/study"))
     args = parser.parse_args()
+    matplotlib.use("Agg")
     args.output.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(args.output / ".lock", timeout=0)  # two at once would do each other's rounds
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise common.InputError(f"another study is writing to {args.output}") from None
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started from here; one a core
-    subprocess.run([sys.executable, "-m", "shapes.world", VIDEOS], check=True)
-    make_seen()
+    if not (VIDEOS / "test" / "questions.json").exists():  # the last file that is written
+        subprocess.run([sys.executable, "-m", "shapes.world", VIDEOS], check=True)
+    if not (VIDEOS / "seen" / "questions.json").exists():
+        make_seen()
     bases = make_bases(args.bases, args.output)
     runs = [(base, variant, seed) for seed in SEEDS for variant in VARIANTS for base in bases if base == 0 or variant == "dpo"]
     where = lambda base, variant, seed: args.output / f"base{base}" / f"seed{seed}" / variant
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:  # a process a core
         phases = [[(score_base, (path, args.output / f"base{base}" / "base")) for base, path in bases.items()]]
         jobs = [[(run_round, (variant, seed, bases[base], where(base, variant, seed), n)) for base, variant, seed in runs] for n in ROUNDS]
         phases += [[job for job in jobs[0] if job[1][0] == "dpo"], [job for job in jobs[0] if job[1][0] != "dpo"], *jobs[1:]]
         with tqdm(total=sum(map(len, phases)), unit="round") as bar:
             for phase in phases:  # a round of all runs before the next
-                for done in [pool.apply_async(quietly, (task, args.output / "study.log", job), callback=lambda _: bar.update()) for task, job in phase]:
-                    done.get()
+                for done in concurrent.futures.as_completed([pool.submit(quietly, task, args.output / "study.log", job) for task, job in phase]):
+                    done.result()
+                    bar.update()
     figures = {run: [measure(args.output / f"base{run[0]}" / "base"), *(measure(where(*run) / f"round{n}") for n in ROUNDS)] for run in runs}
     common.write_json(args.output / "study.json", {" ".join(map(str, run)): rounds for run, rounds in figures.items()})
     print_tables(figures, bases)
