@@ -82,10 +82,11 @@ def test_tables_and_plot_of_made_up_figures(tmp_path, capsys):
     figures = {(0, variant, seed): [base, *(dict.fromkeys((*names, *more), 0.5 + 0.1 * seed) for _ in study.ROUNDS)]
                for variant in study.VARIANTS for seed in study.SEEDS}
     figures[0, "sft", 1][1]["pairs inverted"] = float("nan")  # no pair could be judged
-    study.print_tables(figures, [0])
+    study.print_tables(figures, {"sft-matched": [(400, 0.8), (410, 0.9)]}, [0])
     printed = capsys.readouterr().out
     assert "| dpo | 0.500 | 0.700 +- 0.100 | 0.700 +- 0.100 | 0.700 +- 0.100 | 0.700 +- 0.100 |" in printed  # 0.6, 0.7, 0.8
     assert "| sft |  | 0.75 +- 0.07 | 0.70 +- 0.10 |" in printed
+    assert "| sft-matched | 405 +- 7 | 0.850 +- 0.071 |" in printed and "| dpo | 1 +- 0 | 0.700 +- 0.100 |" in printed
     study.plot(figures, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
 

@@ -14,6 +14,14 @@ The stages run as they are, with the recipe of shapes/loop.sh; a control edits w
     frozen-critic    the critic of every round is the base
     fixed-reference  the reference of every round is the base
 
+And one round each, for what makes the difference between dpo and sft-all:
+
+    sft-matched      cross-entropy on as many of all revisions as dpo has pairs, drawn by lot
+    sft-unflagged    cross-entropy on the revisions that make no pair: nearly all repeat an answer in which the critic found nothing
+    sft-all-2e-4     sft-all at twice the learning rate
+    dpo-600          dpo on the pairs from 600 videos in place of 200: about as many pairs as sft-all has rows
+    sft-600          cross-entropy on the chosen answers of these pairs
+
 Loop seeds vary what is sampled and the order of training, not videos or base; in round 1 dpo, frozen-critic and fixed-reference are the same. Only
 scoring sees the truth. beta and the learning rates were chosen for dpo, on `dev`; the others take them as they are.
 """
@@ -51,6 +59,7 @@ from shapes import world
 from tools import report
 
 VARIANTS = ("dpo", "sft", "sft-all", "shuffled", "second-sample", "no-gate", "frozen-critic", "fixed-reference")
+ONE_ROUND = ("sft-matched", "sft-unflagged", "sft-all-2e-4", "dpo-600", "sft-600")
 UNGATED = ("sft-all", "no-gate")
 SEEDS, ROUNDS = (1, 2, 3), (1, 2, 3, 4)
 BETA, EPOCHS, LRS = 3, 2, (1e-4, 5e-5, 3e-5, 5e-6)  # of shapes/loop.sh (tests/test_study.py)
@@ -102,7 +111,8 @@ def under_base(base):
 # ---------------------------------------------------------------- a round
 def stage(module, model, input, output, *more):
     """A stage, as its command would run it, in this process."""
-    sys.argv = [f"{module.__name__}.py", *map(str, ("--model", model, "--input", input, "--output", output, "--devices", "cpu", *more))]
+    inputs = input if isinstance(input, tuple) else (input,)
+    sys.argv = [f"{module.__name__}.py", *map(str, ("--model", model, "--input", *inputs, "--output", output, "--devices", "cpu", *more))]
     module.main()
 
 def score(model, base, out, benchmark="dev"):
@@ -146,6 +156,25 @@ def run_round(job):
     for benchmark in BENCHMARKS.values() if n == ROUNDS[-1] else ["dev"]:
         score(out / "model", base, out, benchmark)
 
+def run_one_round(job):
+    name, loop_seed, base, run, lr = job
+    seed, others = 10 * loop_seed + 1, run.parent
+    everything, pairs = others / "sft-all" / "round1" / "edited.jsonl", others / "dpo" / "round1" / "edited.jsonl"
+    paired = {row["id"] for row in common.read_jsonl(pairs) if "chosen" in row}
+    run.mkdir(parents=True, exist_ok=True)
+    if name == "dpo-600":
+        stage(generate, base, tuple(VIDEOS / f"round{n}" for n in (1, 2, 3)), run / "responses.jsonl", "--seed", seed)
+        stage(critique, base, run / "responses.jsonl", run / "critiques.jsonl")
+        stage(refine, base, run / "critiques.jsonl", run / "pairs.jsonl")
+    def draw(rows):
+        chosen = [row for row in rows if "chosen" in row]
+        return random.Random(seed).sample(chosen, min(len(chosen), len(paired)))
+    source, change = {"sft-matched": (everything, draw), "sft-unflagged": (everything, lambda rows: [row for row in rows if row["id"] not in paired]),
+                      "sft-all-2e-4": (everything, list)}.get(name, (others / "dpo-600" / "pairs.jsonl", list))
+    loss = ("--beta", BETA) if name == "dpo-600" else ("--loss", "sft")
+    stage(dpo, base, edit(source, run / "edited.jsonl", change), run / "model", *loss, "--epochs", EPOCHS, "--lr", lr, "--seed", seed)
+    stage(evaluate, run / "model", VIDEOS / "dev", run / "dev", "--benchmark", "shapes")
+
 def quietly(task, log, job):
     """A task in a worker process; what it prints goes to a log."""
     torch.set_num_threads(1)
@@ -156,7 +185,7 @@ def quietly(task, log, job):
 @functools.cache
 def true_items(name):
     """{question: item} of a video of the rounds, such as round1_0007.mp4."""
-    split, index = re.fullmatch(r"(\w+)_(\d+)\.mp4", name).groups()
+    split, index = re.search(r"(\w+)_(\d+)\.mp4$", name).groups()
     return {item["question"]: item for items in world.all_questions(world.make_scene(0, split, int(index))).values() for item in items}
 
 def is_inverted(row):
@@ -214,14 +243,17 @@ def print_rows(title, heads, rows):
     for row in rows:
         print(f"| {' | '.join(row)} |")
 
-def print_tables(figures, bases):
-    """figures: {(base, variant, seed): [base's, round 1's, ...]}, each {name: number}."""
+def print_tables(figures, one_round, bases):
+    """figures: {(base, variant, seed): [base's, round 1's, ...]}, each {name: number}; one_round: {name: [(rows trained on, accuracy) of a seed, ...]}."""
     def of(variant, n, name, base=0):
         values = [rounds[n][name] for (b, v, _), rounds in figures.items() if (b, v) == (base, variant)]
         return values[:1] if n == 0 else values  # the base has no seed
     heads = ["", "base", *(f"round {n}" for n in ROUNDS)]
     print_rows(f"accuracy on dev (n = 900, 150 videos), mean and standard deviation over {len(SEEDS)} loop seeds", heads,
                [[variant, *(spread(of(variant, n, "accuracy")) for n in (0, *ROUNDS))] for variant in VARIANTS])
+    trained = {variant: list(zip(of(variant, 1, "pairs"), of(variant, 1, "accuracy"))) for variant in ("dpo", "sft", "sft-all")} | one_round
+    print_rows("one round: rows that are trained on, accuracy on dev", ["", "rows", "accuracy"],
+               [[name, *(spread(values, digits) for values, digits in zip(zip(*pairs), (0, 3)))] for name, pairs in trained.items()])
     for name, digits in (("critic's precision", 2), ("critic's recall", 2), ("the base's precision", 2), ("the base's recall", 2), ("pairs", 0),
                          ("pairs inverted", 2), ("pairs judged", 2), ("errors by truth", 0), ("errors the base names", 0), ("errors the model names", 0),
                          ("words an answer", 1)):  # critic: the model, of its own answers to dev, whichever critic the loop had
@@ -294,6 +326,9 @@ def main():
         phases = [[(score_base, (path, args.output / f"base{base}" / "base")) for base, path in bases.items()]]
         jobs = [[(run_round, (variant, seed, bases[base], where(base, variant, seed), n)) for base, variant, seed in runs] for n in ROUNDS]
         phases += [[job for job in jobs[0] if job[1][0] == "dpo"], [job for job in jobs[0] if job[1][0] != "dpo"], *jobs[1:]]
+        extras = [(run_one_round, (name, seed, bases[0], where(0, name, seed), 2 * LRS[0] if name.endswith("2e-4") else LRS[0]))
+                  for seed in SEEDS for name in ONE_ROUND]
+        phases += [[job for job in extras if job[1][0] != "sft-600"], [job for job in extras if job[1][0] == "sft-600"]]
         with tqdm(total=sum(map(len, phases)), unit="round") as bar:
             for phase in phases:  # a round of all runs before the next
                 for done in concurrent.futures.as_completed([pool.submit(quietly, task, args.output / "study.log", job) for task, job in phase]):
@@ -301,7 +336,9 @@ def main():
                     bar.update()
     figures = {run: [measure(args.output / f"base{run[0]}" / "base"), *(measure(where(*run) / f"round{n}") for n in ROUNDS)] for run in runs}
     common.write_json(args.output / "study.json", {" ".join(map(str, run)): rounds for run, rounds in figures.items()})
-    print_tables(figures, bases)
+    one_round = {name: [(sum("chosen" in row for row in common.read_jsonl(where(0, name, seed) / "edited.jsonl")),
+                         common.read_json(where(0, name, seed) / "dev" / "results.json", "accuracy")[0]) for seed in SEEDS] for name in ONE_ROUND}
+    print_tables(figures, one_round, bases)
     plot(figures, args.output / "study.png")
 
 if __name__ == "__main__":
