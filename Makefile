@@ -1,7 +1,7 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
 # make test    the tests: under a minute, no network, no GPU
 # make test-slow    kills, real clips (downloaded once), spoilt files: a few minutes
-# make study   the loop beside its controls, three seeds each: an hour and a half; BASES=3: on two more base models, an hour and a half more
+# make study   the loop beside its controls, three seeds each: under two hours; BASES=3: on two more base models, an hour and a half more
 
 PYTHON ?= python3
 
