@@ -432,9 +432,9 @@ def shared_prefix_attention(module, query, key, value, attention_mask, **kwargs)
         return seen.transpose(0, 1).flatten(1, 2).transpose(1, 2), None  # (B, tokens, heads, head size)
     if attention_mask is None or not (video := query.shape[2] - attention_mask.shape[2]):
         return sdpa(module, query, key, value, attention_mask, **kwargs)
-    causal, _ = sdpa(module, query[:, :, :video], key[:, :, :video], value[:, :, :video], None, **kwargs)
-    branches, _ = sdpa(module, query[:, :, video:], key, value, attention_mask, **kwargs)
-    return torch.cat([causal, branches], 1), None  # (1, T, heads, head size)
+    before, behind = query.tensor_split([video], 2)
+    causal, _ = sdpa(module, before, key[:, :, :video], value[:, :, :video], None, **kwargs)
+    return torch.cat([causal, sdpa(module, behind, key, value, attention_mask, **kwargs)[0]], 1), None  # (1, T, heads, head size)
 
 transformers.AttentionInterface.register("shared_prefix", shared_prefix_attention)  # load_model asks for it by this name
 transformers.AttentionMaskInterface.register("shared_prefix", transformers.masking_utils.sdpa_mask)
@@ -443,7 +443,7 @@ def branch_logps(model, video, branches):
     """Log-probs of B answers in one forward pass, as of separate sequences (tests/test_prefix.py) -> (sums over tokens (B,), their numbers (B,))."""
     ids, positions, mask, targets, branch = (part.to(model.device) for part in pack(video.ids.shape[1], branches))
     ids, last = torch.cat([video.ids[0], ids])[None], model.lm_head.weight.device
-    logits = model(ids, **video.inputs, position_ids=positions[None], attention_mask=mask[None, None], use_cache=False,
+    logits = model(ids, **video.inputs, position_ids=positions[None], attention_mask=mask[None, None].to(model.dtype).log(), use_cache=False,  # 0 or -inf
                    logits_to_keep=(targets - 1).to(last)).logits[0].float()  # the token before predicts it; the head runs on these alone
     logps = logits.log_softmax(-1).gather(1, ids[0, targets, None].to(last))[:, 0]
     return logps.new_zeros(len(branches)).index_add(0, branch.to(last), logps), torch.bincount(branch, minlength=len(branches)).to(last)

@@ -29,7 +29,7 @@ def test_four_devices_share_what_one_has():
     for key in ("layers", "weights", "gradients", "AdamW", "cache"):
         assert sum(row[key] for row in four) == one[key]
     tokens, branches = 32 * (256 + 8) + 2 * 6 * (40 + 100), 2 * 6 * (40 + 100)
-    copies = 24 * (branches * tokens + 2 * tokens * 128 * 2)  # what each layer that is not on the first device keeps: mask, cosines and sines
+    copies = 24 * (branches * tokens * 2 + 2 * tokens * 128 * 2)  # what each layer that is not on the first device keeps: mask, cosines and sines
     assert sum(row["activations"] for row in four) == ARGS.videos_per_step * (one["activations"] + copies)  # all forward passes of a step come first
 
 def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, frames):

@@ -54,7 +54,8 @@ def test_second_samples_are_other_answers_to_the_same_questions(tmp_path):
     asked = {row["id"]: row["question"] for row in rows}
     assert all(pair["question"] == asked[pair["id"]] and pair["rejected"] == "it moves." != pair["chosen"] for pair in pairs)
 
-def test_one_round_of_a_control_ends_in_figures(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_two_rounds_of_a_control_end_in_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "VIDEOS", tmp_path / "shapes")
     for split in ("round1", "round2", "dev", "hard"):
         world.write_split(tmp_path / "shapes", split, 6, seed=0)

@@ -66,7 +66,7 @@ def plan(config, devices, args):
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     one, two = (kept_bytes(config, n, tokens, answers, dtype) for n in (1, 2))
     a_layer, head, boundary = two - one, 2 * one - two, tokens * text.hidden_size * dtype.itemsize
-    copies = (tokens - video) * tokens + 2 * tokens * head_dim * dtype.itemsize  # mask, cosines and sines, which a layer on another device keeps
+    copies = (tokens - video) * tokens * dtype.itemsize + 2 * tokens * head_dim * dtype.itemsize  # mask, cosines and sines, which a layer on another device keeps
     batches = args.videos_per_step if len(devices) > 1 else 1  # over several devices all forward passes come first
     rows = []
     for number, device in enumerate(devices):
