@@ -39,12 +39,7 @@ def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, fra
     n_tokens, n_answers = video.ids.shape[1] + sum(map(len, sum(branches, ()))), sum(len(answer) for _, answer in branches)
     model = copy.deepcopy(model)
     dpo.freeze_all_but_language(model)
-    weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
-    def keep(tensor):
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with memory.count_kept(model) as kept:
         common.branch_logps(model, video, branches)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     n_layers = model.config.text_config.num_hidden_layers
@@ -58,7 +53,7 @@ def test_the_readme_has_what_the_tool_prints():
         [line] = [line for line in readme.splitlines() if line.startswith(f"| {gpus} |")]
         rows = memory.plan(config, [f"cuda:{number}" for number in range(n)], ours)
         assert f"| {max(row['weights'] + row['cache'] for row in rows) / 2**30:.1f}" in line
-        assert f"{max(map(memory.training, rows)) / 2**30:.1f}" in line
+        assert f"{max(row['training'] for row in rows) / 2**30:.1f}" in line
 
 def test_it_prints_a_table(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["memory.py", str(MODEL), "--devices", "2", "--dtype", "float32", "--frames", "8", "--activation-checkpointing"])

@@ -4,7 +4,10 @@ A virtual tensor says that it lies on cpu:1, cpu:2, ... and holds its numbers on
 they do between GPUs; only copies may cross. (Real cpu:0 and cpu:1 would prove nothing: to torch they are the same.)
 """
 import argparse
+import contextlib
 import copy
+import re
+import types
 
 import pytest
 import safetensors
@@ -145,11 +148,18 @@ def test_answers_of_a_split_model_are_the_same(model, tokenizer, video):
 
 def test_the_plan_is_printed_and_followed(model, monkeypatch, capsys):
     """To load_model cpu and cpu:0 are two devices (that they are one to torch does not matter for what is read where)."""
-    opened, safe_open = [], safetensors.safe_open
-    monkeypatch.setattr(safetensors, "safe_open", lambda file, framework, device: opened.append(device) or safe_open(file, framework, "cpu"))
+    read, safe_open = {"cpu": set(), "cpu:0": set()}, safetensors.safe_open
+
+    @contextlib.contextmanager
+    def watched(file, framework, device):
+        with safe_open(file, framework, "cpu") as tensors:
+            get_tensor = lambda key: read[device].add(key) or tensors.get_tensor(key)
+            yield types.SimpleNamespace(keys=tensors.keys, get_slice=tensors.get_slice, get_tensor=get_tensor)
+    monkeypatch.setattr(safetensors, "safe_open", watched)
     split = common.load_model(MODEL, ["cpu", "cpu:0"])
     first, last = capsys.readouterr().out.splitlines()
-    assert opened == ["cpu", "cpu:0"]
+    behind = {key for key in read["cpu"] | read["cpu:0"] if re.search(r"layers\.[23]\.|language_model\.model\.norm|lm_head", key.replace("encoder.layer", ""))}
+    assert read["cpu:0"] == behind and not read["cpu"] & behind  # each tensor by one device, and no other
     assert first.startswith("cpu: model.vision_tower.embeddings.cls_token to model.language_model.layers.1.") and last.startswith("cpu:0: model.language_model.layers.2.")
     assert "to lm_head.weight, 0.00 GiB" in last
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(split.parameters(), model.parameters(), strict=True))

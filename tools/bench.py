@@ -93,9 +93,9 @@ def matmul_rate():
         best = min(best, time.perf_counter() - clock)
     return 2 * 2048 ** 3 / best
 
-def train_flops(directory, args):
+def train_flops(config, args):
     """Model FLOPs of a pair in our training step: reference 1, forward 1, backward 2 times a forward pass; nothing is computed again."""
-    return 4 * forward_flops(common.load_model(directory, ["cpu"]).config, args.frames, encode_pairs(make_tokenizer(), make_pairs())) / QUESTIONS
+    return 4 * forward_flops(config, args.frames, encode_pairs(make_tokenizer(), make_pairs())) / QUESTIONS
 
 def print_share(flops, seconds, rate):
     print(f"ours: {flops / 1e12:.2f} model TFLOP a pair, {flops / seconds / 1e9:.0f} GFLOP/s, {flops / seconds / rate:.0%} of the best square matmul rate ({rate / 1e9:.0f} GFLOP/s)")
@@ -282,7 +282,8 @@ def bench_train(directory, args):
         configurations |= {"TRL": train_trl, "TRL, completions only": train_trl_completions}
     except ImportError:
         print("TRL is not installed (pip install trl==1.16.0 pillow), so it is left out")
-    rate, flops = matmul_rate(), train_flops(directory, args)
+    config = InternVLConfig.from_pretrained(directory)
+    rate, flops = matmul_rate(), train_flops(config, args)
     figures = take_turns(configurations, directory, args)
     logps = figures["ours"]["results"][0]["logps"]
     for name in configurations:
@@ -292,8 +293,7 @@ def bench_train(directory, args):
             first = figures["ours"]["results"][0]["first"]
             assert result["pair"] or np.isclose(result["grad_norm"], first, rtol=1e-3), f"{name} has another gradient: {result['grad_norm']}, ours {first}"
     print("log-probs agree to 1e-4 of their size, the norms of the first pair's gradient to 1e-3")
-    seconds, config = print_table(figures, "pair"), common.load_model(directory, ["cpu"]).config
-    branches = encode_pairs(make_tokenizer(), make_pairs())
+    seconds, branches = print_table(figures, "pair"), encode_pairs(make_tokenizer(), make_pairs())
     alone = sum(forward_flops(config, args.frames, [branch]) for branch in branches) / QUESTIONS
     print(f"token counts alone allow {3 * alone / (flops):.1f}x over two sequences a pair with a precomputed reference, {4 * alone / flops:.1f}x with its own")
     print_share(flops, seconds, max(rate, matmul_rate()))
@@ -341,7 +341,7 @@ def bench_profile(directory, args):
         clock = time.perf_counter()
         n_pairs, _ = train()
         seconds.append((time.perf_counter() - clock) / n_pairs)
-    print_share(train_flops(directory, args), statistics.median(seconds[1:]), max(rate, matmul_rate()))
+    print_share(train_flops(InternVLConfig.from_pretrained(directory), args), statistics.median(seconds[1:]), max(rate, matmul_rate()))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         train()
     shares = dict.fromkeys([*OPERATIONS, "all else"], 0.0)

@@ -10,6 +10,7 @@ are gone, but 4 more bytes a weight are needed. `answering` is weights and the c
 gradients of activations, the CUDA context, fragments, buffers of kernels; leave a tenth free in training, some GiB in answering.
 """
 import argparse
+import contextlib
 import copy
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def attend(module, query, key, value, attention_mask, **kwargs):
 
 transformers.AttentionInterface.register("kept", attend)
 
+@contextlib.contextmanager
+def count_kept(model):
+    """Yields a dict that comes to hold what autograd keeps of a forward pass, {storage: tensor}, the model's weights aside."""
+    weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
 def kept_bytes(config, n_layers, n_tokens, n_answers, dtype):
     """Bytes that the backward pass needs of a forward pass over T packed tokens, A of them of answers, through n decoder layers and the head."""
     text = copy.deepcopy(config.text_config)
@@ -44,13 +57,7 @@ def kept_bytes(config, n_layers, n_tokens, n_answers, dtype):
         embeddings = torch.empty(1, n_tokens, text.hidden_size, dtype=dtype, requires_grad=True)
         positions, targets = torch.empty(1, n_tokens, dtype=torch.long), torch.empty(n_answers, 1, dtype=torch.long)
         mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes: see `plan`
-    weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
-
-    def keep(tensor):
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with count_kept(model) as kept:
         hidden = model.model(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
         model.lm_head(hidden[0, :n_answers]).float().log_softmax(-1).gather(1, targets)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -74,14 +81,12 @@ def plan(config, devices, args):
         trained = [weight for name, weight in here if name.startswith(("model.language_model", "lm_head"))]
         n_trained, n_layers = sum(weight.numel() for weight in trained), layers.count(number)
         kept = n_layers * ((boundary if args.activation_checkpointing else a_layer) + copies * (number > 0)) + head * (number == len(devices) - 1)
-        rows.append({"layers": n_layers, "weights": sum(weight.nbytes for _, weight in here), "gradients": sum(weight.nbytes for weight in trained),
-                     "AdamW": n_trained * (8 if dtype == torch.float32 else 16), "step": 4 * n_trained, "activations": batches * kept + a_layer * args.activation_checkpointing,
-                     "cache": n_layers * video * 2 * text.num_key_value_heads * head_dim * dtype.itemsize})
+        row = {"layers": n_layers, "weights": sum(weight.nbytes for _, weight in here), "gradients": sum(weight.nbytes for weight in trained),
+               "AdamW": n_trained * (8 if dtype == torch.float32 else 16), "activations": batches * kept + a_layer * args.activation_checkpointing,
+               "cache": n_layers * video * 2 * text.num_key_value_heads * head_dim * dtype.itemsize}
+        row["training"] = row["weights"] + row["gradients"] + row["AdamW"] + max(row["activations"], 4 * n_trained)  # the fuller of two moments
+        rows.append(row)
     return rows
-
-def training(row):
-    """Bytes of a device at the fuller of two moments: the end of the forward pass, and AdamW's step."""
-    return row["weights"] + row["gradients"] + row["AdamW"] + max(row["activations"], row["step"])
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,7 +107,7 @@ def main():
     for number, row in enumerate([*rows, {key: sum(row[key] for row in rows) for key in rows[0]}]):
         gib = {key: value / 2**30 for key, value in row.items()}
         print(f"{'in all' if number == len(rows) else f'device {number}':10}{row['layers']:8}{gib['weights']:10.1f}{gib['gradients']:11.1f}{gib['AdamW']:9.1f}"
-              f"{gib['activations']:13.1f}{training(gib):10.1f}{gib['weights'] + gib['cache']:11.1f}")
+              f"{gib['activations']:13.1f}{gib['training']:10.1f}{gib['weights'] + gib['cache']:11.1f}")
 
 if __name__ == "__main__":
     common.run(main)

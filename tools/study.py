@@ -124,10 +124,9 @@ def score(model, base, out, benchmark="dev"):
 
 def score_base(job):
     base, out = job
-    score(base, base, out)
-    stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
     for benchmark in BENCHMARKS.values():
         score(base, base, out, benchmark)
+    stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
 
 def make_pairs(variant, seed, base, model, out):
     """Stages 1 to 3 of a round, with what the variant edits between them -> the file that dpo.py reads."""
