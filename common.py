@@ -1,7 +1,6 @@
 """What two stages or more use: the record, outputs that go on where they stopped, frames, placement, and the one idea: a video is read once.
 Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens."""
 import argparse
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -24,7 +23,6 @@ import safetensors
 import torch
 import transformers
 from tqdm import tqdm
-from transformers.conversion_mapping import get_model_conversion_mapping
 
 DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
 IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (".jpg", ".jpeg", ".png", ".webp", ".bmp"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
@@ -52,8 +50,7 @@ def run(main):
 
 # ---------------------------------------------------------------- the record
 ERROR_TYPES = ("factual_inaccuracy", "temporal_ordering", "spatial_relationship", "object_hallucination", "causal_reasoning", "detail_omission")
-# The only home of the schema: key -> (stage that writes it, type, meaning). A stage adds keys and edits none.
-RECORD = {
+RECORD = {  # the only home of the schema: key -> (stage that writes it, type, meaning); a stage adds keys and edits none
     "id": ("generate", str, "<video>/<kind>/<n>, unique"),
     "video": ("generate", str, "path relative to the videos' root, which <output>.meta.json keeps"),
     "kind": ("generate", str, "spatial or temporal"),
@@ -81,10 +78,9 @@ def read_jsonl(path, require=(), torn=False):
     for number, line in enumerate(lines[:-1] if torn and lines and not lines[-1].endswith(b"\n") else lines, 1):
         try:
             row = json.loads(line.decode("utf-8"))
-            fault = find_fault(row, require) or (row.get("id") in rows and f"the id {row['id']!r} stands twice")
         except (ValueError, RecursionError) as error:
-            fault = f"not JSON in UTF-8 ({error})"
-        if fault:
+            raise InputError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from error
+        if fault := find_fault(row, require) or (row.get("id") in rows and f"the id {row['id']!r} stands twice"):
             raise InputError(f"{path}, line {number}: {fault}")
         rows[row.get("id", number)] = row
     return list(rows.values())
@@ -106,20 +102,19 @@ def group_by_video(rows):  # -> [(video, its rows), ...] in order of first appea
 def make_parser(doc, output, input=None, needs_output=True, needs_model=True):
     """The options that all stages share. doc: the stage's docstring, which --help shows; output, input: the files' names."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", required=needs_model, help="model directory or hub name")
+    parser.add_argument("--model", required=needs_model, help="model directory or hub name")
     if input:
-        add("--input", required=True, help=input)
-        add("--videos", help="the videos' root, where it moved (default: what the input's meta.json says)")
-    add("--output", type=Path, required=needs_output, help=output)
-    add("--overwrite", action="store_true", help="start the output anew")
-    add("--devices", help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on CUDA")
-    add("--frames", type=int, help=f"frames a video (default: what the checkpoint says, else {DEFAULT_FRAMES})")
-    add("--seed", type=int, default=0)
-    add("--limit", type=int, help="only N videos")
-    add("--max-bad", type=float, default=0.5, metavar="SHARE", help="stop when more than this share of the videos is unreadable (1.0: never)")
-    add("--shard", default="0/1", help="i/n: every n-th video from the i-th on, i < n; afterwards cat the outputs")
+        parser.add_argument("--input", required=True, help=input)
+        parser.add_argument("--videos", help="the videos' root, where it moved (default: what the input's meta.json says)")
+    parser.add_argument("--output", type=Path, required=needs_output, help=output)
+    parser.add_argument("--overwrite", action="store_true", help="start the output anew")
+    parser.add_argument("--devices", help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on CUDA")
+    parser.add_argument("--frames", type=int, help=f"frames a video (default: what the checkpoint says, else {DEFAULT_FRAMES})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="only N videos")
+    parser.add_argument("--max-bad", type=float, default=0.5, metavar="SHARE", help="stop when more than this share of the videos is unreadable (1.0: never)")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th video from the i-th on, i < n; afterwards cat the outputs")
     return parser
 
 def take_shard(videos, shard):  # of shard 'i/n' the videos i, i + n, i + 2n, ...
@@ -170,9 +165,8 @@ def begin(output, meta, overwrite):
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
     elif output.exists():
         before, finished = read_json(path, "content", "finished")
-        for key, new in meta["content"].items():
-            if before.get(key) != new:
-                raise InputError(f"{output} was begun with {key} = {before.get(key)}, now it is {new}; --overwrite starts anew")
+        if other := [key for key, value in meta["content"].items() if before.get(key) != value]:
+            raise InputError(f"{output} was begun with {other[0]} = {before.get(other[0])}, now it is {meta['content'][other[0]]}; --overwrite starts anew")
         if finished:
             return print(f"{output} is finished; nothing to do")
     write_json(path, meta)
@@ -186,9 +180,8 @@ class Output:
         self.finished = self.lock is None
         if self.path.exists() and not self.finished:
             rows, ids = read_jsonl(self.path, ("id", "video"), torn=True), [row["id"] for _, rows in groups for row in rows]
-            for number, row in enumerate(rows):
-                if row["id"] not in ids[number:number + 1]:
-                    raise InputError(f"{self.path}, line {number + 1}: not the row that stood here; mend it, or --overwrite starts anew")
+            if other := [number for number, row in enumerate(rows) if row["id"] not in ids[number:number + 1]]:
+                raise InputError(f"{self.path}, line {other[0] + 1}: not the row that stood here; mend it, or --overwrite starts anew")
             self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]  # the last one may lack rows: it is done again
             os.truncate(self.path, sum(map(len, self.path.read_bytes().splitlines(keepends=True)[: len(self.rows)])))
             print(f"going on with {self.path}: {len(group_by_video(self.rows))} whole videos are there; what stood behind them is done again")
@@ -230,12 +223,12 @@ def frame_indices(total, fps, n, start=None, end=None, first=0):
     part = ((min(round(end * fps), last) if end is not None else last) - begin) / n
     return [min(max(int(begin + part / 2 + round(part * i)), first), last) for i in range(n)]
 
-def read_video(path, choose, fps):
+def read_video(path, choose):
     """The frames that choose(how many, fps) names -> (their numbers, {number: image, BGR}). In order, for seeking is inexact; if need be twice."""
     count = int(cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
     for _ in range(2):
         capture, total, count, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), max(count, 1), 0, {}
-        wanted = choose(total, fps or capture.get(cv2.CAP_PROP_FPS))
+        wanted = choose(total, capture.get(cv2.CAP_PROP_FPS))
         while capture.grab():
             if count in wanted:
                 frames[count] = capture.retrieve()[1]
@@ -245,14 +238,13 @@ def read_video(path, choose, fps):
     raise OSError(f"{path}: " + ("no such video" if not path.exists() else f"decodes to {count}, then {total} frames" if count else "no frame can be decoded"))
 
 def sample_frames(path, n, start=None, end=None, fps=None):
-    """n frames of a video file, or of a folder of images (numbered from 1) -> uint8 array (n, height, width, 3), RGB; OSError if
-    unreadable. start, end: seconds; fps overrides the file's (or a folder's FOLDER_FPS)."""
+    """n frames from start to end (seconds, by fps or the video's own) of a file or a folder of images -> uint8 (n, height, width, 3), RGB, or OSError."""
     path, numbers = Path(path), lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
     if path.is_dir() and (images := sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=numbers)):
         wanted = frame_indices(len(images), fps or FOLDER_FPS, n, start, end, first=1)
         frames = {index: cv2.imread(str(images[index - 1])) for index in set(wanted)}
     else:
-        wanted, frames = read_video(path, lambda total, fps: frame_indices(total, fps, n, start, end), fps)
+        wanted, frames = read_video(path, lambda total, own_fps: frame_indices(total, fps or own_fps, n, start, end))
     try:
         return np.stack([cv2.cvtColor(frames[index], cv2.COLOR_BGR2RGB) for index in wanted])
     except (cv2.error, ValueError) as error:  # a frame that is None, or of another size
@@ -274,51 +266,64 @@ def load_tokenizer(path):
         raise InputError(f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token")
     return tokenizer
 
-def split_layers(n_layers, n_devices):
-    """Device number of each decoder layer, contiguous and as even as can be: split_layers(5, 2) == [0, 0, 0, 1, 1]."""
-    return [layer * n_devices // n_layers for layer in range(n_layers)]
+def split_layers(n_layers, n_devices, first_weight=1.0):
+    """Device number of each decoder layer, contiguous, as even as can be: split_layers(5, 2) == [0, 0, 0, 1, 1]; first_weight: the first one's share."""
+    return [int(max(0, layer * (first_weight + n_devices - 1) / n_layers + 1 - first_weight)) for layer in range(n_layers)]
 
 def plan_placement(config, devices):  # -> a function: a tensor's name -> its device; video and embeddings on the first, norm and head on the last
     layers = [devices[number] for number in split_layers(config.text_config.num_hidden_layers, len(devices))]
     return lambda name: (layers[int(layer[1])] if (layer := re.match(r"model\.language_model\.layers\.(\d+)", name)) else
                          devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0])
 
+def add_lora(layers, rank, alpha):
+    """LoRA (arXiv 2106.09685) on all linear weights: y = W x + alpha / rank * B A x, with A (rank, in) and B (out, rank; 0 at first) held in float32."""
+    def hook(linear, inputs, output):
+        return output + alpha / rank * (inputs[0] @ linear.lora_A.weight.T.to(output.dtype)) @ linear.lora_B.weight.T.to(output.dtype)
+    for linear in [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]:
+        linear.lora_A = torch.nn.Linear(linear.in_features, rank, False, linear.weight.device, torch.float32)
+        linear.lora_B = torch.nn.Linear(rank, linear.out_features, False, linear.weight.device, torch.float32)
+        torch.nn.init.zeros_(linear.lora_B.weight)
+        linear.register_forward_hook(hook)
+
 def load_model(path, devices=None, dtype=None):
-    """A checkpoint directory or hub name -> the transformers model, in eval mode, its decoder layers spread over the devices: built on meta,
-    then each tensor is read straight to its device. devices: such as ["cuda:0", "cuda:1"]; the defaults are those of --help."""
-    devices = [torch.device(d) for d in devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]]
-    dtype = dtype or (torch.float32 if devices[0].type == "cpu" else torch.bfloat16)
-    if not (directory := Path(path)).is_dir():
+    """A checkpoint or adapter directory, or a hub name -> the transformers model, in eval mode, its decoder layers spread over the devices: built
+    on meta, then each tensor is read straight to its device; an adapter stays unmerged (tools.merge says why). devices: such as ["cuda:0", "cuda:1"]; the defaults are those of --help."""
+    devices = [*map(str, devices or (f"cuda:{number}" for number in range(torch.cuda.device_count())))] or ["cpu"]
+    dtype = dtype or (torch.float32 if devices[0].startswith("cpu") else torch.bfloat16)
+    adapter = Path(path) / "adapter_config.json"  # as PEFT writes it
+    base, rank, alpha = read_json(adapter, "base_model_name_or_path", "r", "lora_alpha") if adapter.exists() else (path, 0, 0)
+    if rank and (more := [key for key, value in read_json(adapter).items() if value and re.match("use_|.*_pattern$", key)]):
+        raise InputError(f"{adapter}: {more[0]} is more than plain LoRA, which is all that is read")
+    if not (directory := Path(base)).is_dir():
         try:
-            directory = Path(huggingface_hub.snapshot_download(str(path), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
+            directory = Path(huggingface_hub.snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
         except Exception as error:  # of many kinds; all mean that there is nothing to load
-            raise InputError(f"{path}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
-    if not (files := sorted(directory.glob("*.safetensors"))):
-        raise InputError(f"{path}: no *.safetensors file; other formats are not read")
+            raise InputError(f"{base}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
+    files = sorted(directory.glob("*.safetensors")) + sorted(Path(path).glob("adapter_model.safetensors"))
     if (kind := read_json(directory / "config.json", "model_type")[0]) != "internvl":
-        raise InputError(f"{path}: unknown class {kind}, not internvl" + f"; convert it: python -m tools.convert {path} DST" * (kind == "internvl_chat"))
+        raise InputError(f"{base}: unknown class {kind}, not internvl" + f"; convert it: python -m tools.convert {base} DST" * (kind == "internvl_chat"))
     config = transformers.AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
-    place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
+    if rank:
+        add_lora(model.model.language_model.layers, rank, alpha)
+    place, renamings = plan_placement(config, devices), transformers.conversion_mapping.get_model_conversion_mapping(model)
     for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
         try:
-            with safetensors.safe_open(file, framework="pt", device=str(device)) as tensors:
-                names = {key: transformers.core_model_loading.rename_source_key(key, renamings, [])[0] for key in tensors.keys()}
+            with safetensors.safe_open(file, framework="pt", device=device) as tensors:
+                names = {key: transformers.core_model_loading.rename_source_key(key.removeprefix("base_model.model."), renamings, [])[0] for key in tensors.keys()}
                 if odd := [key for key in names if tensors.get_slice(key).get_dtype() not in ("F32", "BF16", "F16")]:
                     raise RuntimeError(f"{odd[0]} has the type {tensors.get_slice(odd[0]).get_dtype()}; weights are read in float32, bfloat16 and float16, not quantized")
-                chunk = {name: tensors.get_tensor(key).to(dtype) for key, name in names.items() if place(name) == device}
+                chunk = {name: tensors.get_tensor(key).to(torch.float32 if ".lora_" in name else dtype) for key, name in names.items() if place(name) == device}
             if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
                 raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
         except (RuntimeError, AssertionError, safetensors.SafetensorError) as error:  # cut off, of another shape, a device that is not there
             raise error if isinstance(error, torch.OutOfMemoryError) else InputError(f"{file}: {error}") from error
     if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
-    for name, module in list(model.named_modules()):  # buffers that no file holds (rotary frequencies) are made again
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            model.set_submodule(name, type(module)(module.config).to(place(name)))
+    model.model.language_model.rotary_emb = type(model.model.language_model.rotary_emb)(config.text_config).to(devices[0])  # its buffers are in no file
     if missing := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
-        raise InputError(f"{path}: there are no weights for {missing[0]}")
+        raise InputError(f"{path}: there are no weights for {missing[0]}; only *.safetensors files are read")
     if len(set(devices)) > 1:
         move_activations(model)
         for device in dict.fromkeys(place(name) for name, _ in model.named_parameters()):  # with few layers some hold nothing
@@ -345,33 +350,29 @@ def encode_branch(tokenizer, prompt, answer=""):
     """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
     return tuple(tokenizer.encode(text, add_special_tokens=False) for text in (prompt + chat_parts(tokenizer)[1], answer + END_OF_TURN))
 
-@dataclasses.dataclass
-class Video:  # as the model has read it
-    ids: torch.Tensor       # (1, P) its text, with a placeholder for each visual token
-    inputs: dict            # what forward takes beside them in place of pixels: features (F, tokens a frame, hidden) of the frozen vision tower
-    cache: object = None    # keys and values of the P tokens, once prefilled
+class Video:
+    """Frames, uint8 (F, H, W, 3), as the model has read them: tower and projector run once, whatever is asked about the video afterwards."""
+    @torch.no_grad()
+    def __init__(self, model, tokenizer, frames):
+        pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(model.device, model.dtype)
+        self.ids = torch.tensor([encode_prefix(tokenizer, model.config, len(frames))], device=model.device)  # (1, P), a placeholder for each visual token
+        self.inputs = {"mm_encoder_outputs": {"image": model.get_image_features(pixel_values=pixels)}}  # forward takes them in place of pixels
+        self.cache = None  # keys and values of the P tokens, once prefilled
 
 def watch_each(model, tokenizer, groups, root, args, desc=None):
-    """Yields (rows, Video) of each group and segment (start, end, fps); a thread decodes the next. Video is None where all rows are, or get, dropped."""
-    shown = lambda row: (args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES, *map(row.get, ("start", "end", "fps")))
+    """Yields (rows, Video) of each group and segment (start, end); a thread decodes the next. Video is None where all rows are, or get, dropped."""
+    shown = lambda row: (args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES, row.get("start"), row.get("end"))
     groups = [(name, list(part)) for name, rows in groups for _, part in itertools.groupby(rows, shown)]  # rows side by side
     with ThreadPoolExecutor(1) as reader:
         read = lambda name, rows: None if all("dropped" in row for row in rows) else reader.submit(sample_frames, Path(root) / name, *shown(rows[0]))
         ahead = itertools.pairwise(itertools.chain(itertools.starmap(read, groups), [None]))  # (this one's frames, the next one's)
         for (_, rows), (frames, _) in zip(tqdm(groups, desc, unit="video", disable=len(groups) < 2), ahead):
             try:
-                yield rows, watch(model, tokenizer, frames.result()) if frames else None
+                yield rows, Video(model, tokenizer, frames.result()) if frames else None
             except OSError as error:
                 for row in (row for row in rows if "dropped" not in row):
                     row |= {"dropped": "unreadable_video", "error": str(error)}
                 yield rows, None
-
-@torch.no_grad()
-def watch(model, tokenizer, frames):
-    """Frames, uint8 (F, H, W, 3) -> Video: tower and projector run once, whatever is asked about it afterwards."""
-    pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(model.device, model.dtype)
-    ids = torch.tensor([encode_prefix(tokenizer, model.config, len(frames))], device=model.device)
-    return Video(ids, {"mm_encoder_outputs": {"image": model.get_image_features(pixel_values=pixels)}})
 
 @torch.no_grad()
 def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
@@ -382,13 +383,12 @@ def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
     cache = transformers.DynamicCache()
     cache.layers = [SharedLayer(layer.keys, layer.values) for layer in video.cache.layers]
     rows, [[end], *_] = zip(*(encode_branch(tokenizer, prompt) for prompt in prompts))
-    longest = max(map(len, rows))
-    ids = torch.tensor([[end] * (longest - len(row)) + row for row in rows], device=model.device)
-    mask = torch.tensor([[1] * video.ids.shape[1] + [0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, device=model.device) for row in rows], batch_first=True, padding_value=-1, padding_side="left")
+    mask = torch.nn.functional.pad(ids >= 0, (video.ids.shape[1], 0), value=True).long()
+    out = model.generate(input_ids=ids.where(ids >= 0, end), attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False,
                          eos_token_id=end, pad_token_id=end, logits_processor=transformers.LogitsProcessorList([noise] if noise else []))
     return [(tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True).strip(), end in row)
-            for row in out[:, longest:].tolist()]
+            for row in out[:, ids.shape[1]:].tolist()]
 
 def pack(prefix_length, branches):
     """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens; positions restart behind it.

@@ -2,23 +2,20 @@
 
     python dpo.py --model shapes/model --input runs/mine/round1/pairs.jsonl --output runs/mine/round1/model
 
-The language model is trained; the vision tower and the projector are frozen. Per step: for each of --videos-per-step videos
-one forward and one backward pass over [video | question 1, chosen | question 1, rejected | question 2, chosen | ...], then one
-update of AdamW on float32 master weights. The reference is the model that the round starts from: its log-probs are computed
-before the first update by the same function, so no second model is held in memory.
+The language model is trained; the vision tower and the projector are frozen. Per step: for each of --videos-per-step videos one forward and one
+backward pass over [video | question 1, chosen | question 1, rejected | question 2, chosen | ...], then one update of AdamW on float32 master weights.
+The reference is the model that the round starts from: its log-probs are computed before the first update by the same function.
 
 reads    id, video, question, chosen, rejected (rows with `dropped` are passed over)
-writes   a checkpoint like the base's, with metrics.jsonl (one line a step, TRL's names) and a short model card
-         until it is finished also reference.json and checkpoint-*.pt, from which a training that was cut off goes on
-"""
-import itertools
+writes   a checkpoint like the base's (--tune lora: an adapter), with metrics.jsonl (one line a step, TRL's names) and a short model card;
+         until it is finished also reference.json and checkpoint-*.safetensors, from which a training that was cut off goes on"""
 import json
 import math
 import os
-import pickle
 import random
 import time
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
@@ -29,8 +26,7 @@ def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_r
 
     sigmoid: DPO, equation 7 of arXiv 2305.18290; with label_smoothing the conservative loss of its authors' note (cDPO, equation 3).
     hinge:   the SLiC form, relu(1 - beta * h), as in RSO (arXiv 2309.06657). ipo: equation 17 of arXiv 2310.12036.
-    Log-probs are sums over an answer's tokens (for ipo pass means over tokens, as TRL does). Rewards carry no gradient.
-    """
+    Log-probs are sums over an answer's tokens (for ipo pass means over tokens, as TRL does). Rewards carry no gradient."""
     shapes = {tuple(logps.shape) for logps in (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)}
     assert len(shapes) == 1, f"log-probs of different shapes: {sorted(shapes)}"
     chosen_logratios = policy_chosen_logps - ref_chosen_logps        # log pi(y_w | x) / pi_ref(y_w | x)
@@ -63,20 +59,18 @@ def step_loss(args, sums, lengths, reference, n_pairs, n_tokens):
     losses, chosen_rewards, rejected_rewards = dpo_loss(*sums / scale, *reference / scale, args.beta, args.loss, args.label_smoothing)
     return losses.sum() / n_pairs + args.nll_weight * nll, torch.stack([chosen_rewards, rejected_rewards])
 
-def freeze_all_but_language(model, checkpointing=False):
-    """The trained weights: the language model's, its head among them; the vision tower and the projector keep theirs."""
+def freeze_all_but_language(model, checkpointing=False, tune="full"):
+    """The trained weights: the language model's, its head among them, or of it LoRA's factors alone; the vision tower and the projector keep theirs."""
     if checkpointing:
         model.model.language_model.train().activation_checkpointing_enable()
     model.requires_grad_(False)
-    language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
-    return [weight.requires_grad_() for weight in dict.fromkeys(language)]  # a tied head stands once
+    language = [(name, weight) for name, weight in model.named_parameters() if name.startswith(("model.language_model", "lm_head"))]
+    return [weight.requires_grad_() for name, weight in language if tune == "full" or ".lora_" in name]
 
 @torch.no_grad()
 def reference_logps(model, tokenizer, groups, root, args):
-    """{video: (log-probs (2, B), token counts (2, B))} under the model that this round starts from, by the function that trains.
-
-    Kept in reference.json as long as the training goes on. Videos that cannot be read are named, and left out.
-    """
+    """{video: (log-probs (2, B), token counts (2, B))} under the model that this round starts from, by the function that trains. Kept in
+    reference.json as long as the training goes on. Videos that cannot be read are named, and left out."""
     path, reference = args.output / "reference.json", {}
     if path.exists():
         return {name: tuple(map(torch.tensor, pair)) for name, pair in common.read_json(path).items()}
@@ -99,9 +93,7 @@ def make_batches(groups, args):
 def learning_rate(args, step, n_steps):
     """Linear warm-up over the first --warmup of the steps, then a cosine down to 0."""
     warmup = math.ceil(args.warmup * n_steps)
-    if step < warmup:
-        return args.lr * (step + 1) / warmup
-    return args.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
+    return args.lr * (step + 1) / warmup if step < warmup else args.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 def summarize(rewards, sums, lengths):
     """A step's metrics under TRL's names, means over its pairs. All three tensors are (2, B): chosen, rejected."""
@@ -111,59 +103,55 @@ def summarize(rewards, sums, lengths):
         for name, values in (("rewards", rewards), ("logps", sums), ("lengths", lengths)) for row, side in enumerate(("chosen", "rejected"))}
 
 def save_checkpoint(output, step, masters, optimizer):
-    """What it takes to go on behind a step: weights and AdamW's moments, in one file that is there whole or not at all. Two are kept."""
-    try:
-        torch.save({"step": step, "masters": masters, "optimizer": optimizer.state_dict()}, output / "checkpoint.part")
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise OSError(f"{output / 'checkpoint.part'} cannot be written ({str(error).splitlines()[0]})") from error
-    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.pt")
-    for old in sorted(output.glob("checkpoint-*.pt"))[:-2]:
+    """What it takes to go on behind a step: weights and AdamW's state, in one file that is there whole or not at all. Two are kept."""
+    state = {f"{number}.{key}": value for number, master in enumerate(masters) for key, value in optimizer.state[master].items()}
+    safetensors.torch.save_file(state | {f"{number}": master.detach() for number, master in enumerate(masters)}, output / "checkpoint.part")
+    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.safetensors")
+    for old in sorted(output.glob("checkpoint-*"))[:-2]:
         old.unlink()
 
 def load_checkpoint(output, masters, weights, optimizer):
-    """Sets weights and AdamW's moments as the newest checkpoint has them -> the number of steps done; 0 without a checkpoint."""
-    if not (files := sorted(output.glob("checkpoint-*.pt"))):
+    """Sets weights and AdamW's state as the newest checkpoint has them -> the number of steps done; 0 without a checkpoint."""
+    if not (files := sorted(output.glob("checkpoint-*"))):
         return 0
     try:
-        saved = torch.load(files[-1], map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        saved = safetensors.torch.load_file(files[-1])
+    except safetensors.SafetensorError as error:
         raise common.InputError(f"{files[-1]}: {error}; without this file the training goes on from the one before") from error
-    optimizer.load_state_dict(saved["optimizer"])
+    state = {number: {key: saved[f"{number}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for number in range(len(masters))}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     with torch.no_grad():
-        for master, weight, value in zip(masters, weights, saved["masters"]):
-            weight.copy_(master.copy_(value))
-    print(f"going on behind step {saved['step']}, from {files[-1]}")
-    return saved["step"]
+        for number, (master, weight) in enumerate(zip(masters, weights)):
+            weight.copy_(master.copy_(saved[f"{number}"]))
+    print(f"going on behind step {(step := int(state[0]['step']))}, from {files[-1]}")
+    return step
 
-def open_metrics(path, n_steps):
-    """metrics.jsonl, for writing behind its first n_steps lines."""
-    path.touch()
-    os.truncate(path, sum(map(len, path.read_bytes().splitlines(keepends=True)[:n_steps])))
-    return path.open("a", buffering=1)
-
-def save(model, tokenizer, args, n_pairs):
-    """The checkpoint, complete as the base's, and its model card; each file whole or not at all."""
+def save(model, tokenizer, args, adapter, n_pairs):
+    """The checkpoint, complete as the base's, or the adapter as PEFT writes it, and its model card; each file whole or not at all."""
     part, last = args.output / "part", json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
-    model.save_pretrained(part)
+    if args.tune == "lora":
+        part.mkdir(exist_ok=True)
+        factors = {f"base_model.model.{name}": weight for name, weight in model.state_dict().items() if ".lora_" in name}
+        safetensors.torch.save_file(factors, part / "adapter_model.safetensors", {"format": "pt"})
+        common.write_json(part / "adapter_config.json", adapter)
+    else:
+        model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    (part / "README.md").write_text(
-        f"# A model trained by dpo.py\n\nFrom `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta {args.beta}, learning rate "
-        f"{args.lr}, {args.epochs} epochs, seed {args.seed}.\nThe last line of metrics.jsonl, where every step is: `{json.dumps(last)}`\n")
+    (part / "README.md").write_text(f"# A model trained by dpo.py\n\nFrom `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta "
+                                    f"{args.beta}, learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.\nLast step: `{json.dumps(last)}`\n")
     for file in part.iterdir():
         os.replace(file, args.output / file.name)
     part.rmdir()
     return last
 
 def accumulate(model, tokenizer, videos, batch, reference, args):
-    """Forward and backward over the videos of one step; gradients add up in the weights. Each video is a micro-batch: on one device its
-    backward follows its forward; over several all forwards come first (the order of GPipe, arXiv 1811.06965; its gain is not measured yet).
-
-    Returns the step's loss, and of its B pairs rewards, log-probs and token counts, each (2, B): chosen, rejected.
-    """
+    """Forward and backward over the videos of one step; gradients add up in the weights -> the loss, and of B pairs rewards, log-probs and token
+    counts, each (2, B): chosen, rejected. A video is a micro-batch: on one device its backward follows its forward; over several all forwards
+    come first (the order of GPipe, arXiv 1811.06965; its gain is not measured yet)."""
     loss, parts, split = 0.0, [], len({weight.device for weight in model.parameters()}) > 1
     n_pairs = sum(len(rows) for _, rows in batch)
     n_tokens = sum(reference[name][1][int(args.sft_on == "rejected")].sum().item() for name, _ in batch)
-    for rows, video in itertools.islice(videos, len(batch)):
+    for _, (rows, video) in zip(batch, videos):
         if video is None:
             raise common.InputError(f"{rows[0]['error']} (it could be read before)")
         sums, lengths = pair_logps(model, tokenizer, video, rows)
@@ -183,6 +171,8 @@ def parse_args():
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="share of pairs taken to be inverted (sigmoid only)")
     parser.add_argument("--nll-weight", type=float, default=0.0, help="weight of an added cross-entropy on chosen, a mean over tokens")
     parser.add_argument("--sft-on", choices=("chosen", "rejected"), default="chosen", help="what --loss sft learns")
+    parser.add_argument("--tune", choices=("full", "lora"), default="full", help="lora: low-rank factors beside the weights; an adapter comes out")
+    parser.add_argument("--lora-rank", type=int, default=16, help="of a new adapter, with lora_alpha twice as large; an adapter that is gone on with keeps its own")
     parser.add_argument("--lr", type=float, default=5e-7, help="peak learning rate")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of the steps")
     parser.add_argument("--weight-decay", type=float, default=0.0)
@@ -196,6 +186,11 @@ def parse_args():
 def main():
     args = parse_args()
     root, groups = common.read_input(args, require=("id", "video", "question", "chosen", "rejected"))
+    path = os.path.join(args.model, "adapter_config.json")
+    adapter = common.read_json(path) if os.path.exists(path) else {"peft_type": "LORA", "base_model_name_or_path": args.model, "r": args.lora_rank,
+                                                                   "lora_alpha": 2 * args.lora_rank, "target_modules": r".*language_model\.layers.*_proj"}
+    if args.tune == "full" and os.path.exists(path):
+        raise common.InputError(f"{args.model} is an adapter: go on with --tune lora, or merge it first (python -m tools.merge)")
     groups = [(name, pairs) for name, rows in groups if (pairs := [row for row in rows if "dropped" not in row])]
     if not groups:
         raise common.InputError(f"{args.input}: no row is a pair, so there is nothing to learn")
@@ -205,7 +200,10 @@ def main():
     started = time.time()
     args.output.mkdir(exist_ok=True)
     model, tokenizer = common.load(args)
-    weights = freeze_all_but_language(model, args.activation_checkpointing)
+    if args.tune == "lora" and not os.path.exists(path):
+        torch.manual_seed(args.seed)
+        common.add_lora(model.model.language_model.layers, args.lora_rank, 2 * args.lora_rank)
+    weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters)) / 2**30
@@ -213,7 +211,9 @@ def main():
     reference = reference_logps(model, tokenizer, groups, root, args)
     order, batches = make_batches([group for group in groups if group[0] in reference], args)
     done = load_checkpoint(args.output, masters, weights, optimizer)
-    metrics = open_metrics(args.output / "metrics.jsonl", done)
+    metrics = (args.output / "metrics.jsonl").open("a+", buffering=1)
+    metrics.seek(0)
+    metrics.truncate(sum(map(len, metrics.readlines()[:done])))
 
     videos = common.watch_each(model, tokenizer, order[done * args.videos_per_step:], root, args, "training")
     for step, batch in enumerate(batches[done:], done + 1):
@@ -239,9 +239,9 @@ def main():
         if step % args.save_every == 0 and step < len(batches):
             save_checkpoint(args.output, step, masters, optimizer)
 
-    last = save(model, tokenizer, args, sum(len(rows) for name, rows in groups if name in reference))
+    last = save(model, tokenizer, args, adapter, sum(len(rows) for name, rows in groups if name in reference))
     common.write_json(common.meta_path(args.output), meta | {"finished": {"steps": len(batches), "seconds": round(time.time() - started, 1)}})
-    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*.pt")):
+    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*")):
         file.unlink(missing_ok=True)
     print(f"{args.output}: {len(batches)} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
 

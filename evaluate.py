@@ -41,7 +41,6 @@ def load_items(benchmark, directory, full=False):
         task        the kind of question, where a benchmark has several; else multiple_choice
         video       path below the directory: a file, or a folder of frames
         start, end  seconds of the video that are shown; None: the whole video
-        fps         frames a second of a folder of frames; None for a file
         question    as it stands in the benchmark
         options     list of texts; shapes has one, the true answer
         answer      index of the right option; None where it is not public, which only `full` (egoschema's whole set) lets in
@@ -64,7 +63,7 @@ def parse_reply(item, reply):
     """Index of the option that a reply stands for, or None. Past the options, and so wrong, where the parser reads a letter that none has."""
     return FORMATS[item["benchmark"]][2](item, reply)
 
-def make_item(where, benchmark, task, id, video, question, options, answer, tags, start=None, end=None, fps=None):
+def make_item(where, benchmark, task, id, video, question, options, answer, tags, start=None, end=None):
     """An item, checked. where: its file and row, for errors; answer: text or index of the right option, or None."""
     faults = [f"{text!r} is no text" for text in (question, *expect(options, list, where)) if not isinstance(text, str) or not text]
     index = options.index(answer) if answer in options else answer  # of several options with the text, the first
@@ -73,7 +72,7 @@ def make_item(where, benchmark, task, id, video, question, options, answer, tags
     faults += [f"{value!r} is no {name}" for name, value in tags.items() if not isinstance(value, (str, int))]
     if faults:
         raise common.InputError(f"{where}: {faults[0]}")
-    return {"id": id, "benchmark": benchmark, "task": task, "video": video, "start": start, "end": end, "fps": fps, "question": question,
+    return {"id": id, "benchmark": benchmark, "task": task, "video": video, "start": start, "end": end, "question": question,
             "options": options, "answer": index, "tags": tags}
 
 def expect(value, kind, where):
@@ -165,8 +164,7 @@ def load_mvbench(directory):
                 raise common.InputError(f"{where}: start and end are {bounds[0]!r} and {bounds[1]!r}, not seconds")
             video = find_mvbench(directory, f"{name}", raw, trimmed, bounds)
             start, end = need(row, where, "start", "end") if bounded and f"{raw}/" in video else (None, None)
-            fps = common.FOLDER_FPS if (directory / video).is_dir() else None
-            yield make_item(where, "mvbench", task, f"{task}/{number}", video, question, options, f"{answer}", {}, start, end, fps)
+            yield make_item(where, "mvbench", task, f"{task}/{number}", video, question, options, f"{answer}", {}, start, end)
 
 def find_mvbench(directory, name, raw, trimmed, bounds):
     """Path of a video: the pre-trimmed file, called <stem>_<start>_<end>.mp4 with Python's text of the two floats (or so by its own name in the

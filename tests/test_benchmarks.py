@@ -151,7 +151,6 @@ def test_mvbench_s_two_layouts(small, layout):
         cut = item["task"] in small_benchmarks.BOUNDED and layout == "mvbench"  # a pre-trimmed file is shown whole
         assert item["video"] == (raw if layout == "mvbench" else trimmed.format(f"_{float(start)}_{float(end)}"))
         assert (item["start"], item["end"]) == ((start, end) if cut else (None, None))
-        assert item["fps"] == (3.0 if cut and item["task"] == "episodic_reasoning" else None)
 
 def test_mvbench_s_trimmed_names_may_stand_in_the_json_itself(small, tmp_path):
     shutil.copytree(small["mvbench_trimmed"], tmp_path, dirs_exist_ok=True)
@@ -166,7 +165,7 @@ def test_the_items_of_the_other_benchmarks(small):
     perceptiontest, tempcompass, nextqa, longvideobench = (load(small, name) for name in names)
     assert perceptiontest["video_2/0"] == {
         "id": "video_2/0", "benchmark": "perceptiontest", "task": "multiple_choice", "video": "videos/video_2.MP4", "start": None, "end": None,
-        "fps": None, "question": "How many letters are there?", "options": ["one", "two", "three"], "answer": 1,
+        "question": "How many letters are there?", "options": ["one", "two", "three"], "answer": 1,
         "tags": {"area": "semantics", "reasoning": "predictive"}}
     # the question stays as it is; its lines are the options, malformed ones too; captioning is not among the tasks
     assert {item["task"] for item in tempcompass.values()} == {"multi-choice", "yes_no", "caption_matching"} and len(tempcompass) == 7
@@ -317,15 +316,14 @@ def test_each_segment_is_decoded_and_seen_once_for_all_its_questions(run, monkey
     assert len(calls) == len(set(calls)) == len(asked) and sum(asked) == 80
     # STAR's video is the first two tasks': of four rows each the first and the third are about the same second
     star = [(call, n) for call, n in zip(calls, asked) if "ABC01" in call[0]]
-    assert star == [((small_benchmarks.STAR[1], *bounds, None), n) for bounds, n in (((0, 1.0), 4), ((0.5, 1.2999999999999998), 2), ((1.5, 99), 2))]
+    assert star == [((small_benchmarks.STAR[1], *bounds), n) for bounds, n in (((0, 1.0), 4), ((0.5, 1.2999999999999998), 2), ((1.5, 99), 2))]
     # CLEVRER's video is shown whole to four tasks, which makes sixteen questions
-    assert [(call, n) for call, n in zip(calls, asked) if "video_10" in call[0]] == [((small_benchmarks.CLEVRER[1], None, None, None), 16)]
-    assert [call[3] for call in calls if "tvqa" in call[0]] == [3.0] * 3
+    assert [(call, n) for call, n in zip(calls, asked) if "video_10" in call[0]] == [((small_benchmarks.CLEVRER[1], None, None), 16)]
 
 def test_a_folder_of_frames_is_cut_at_three_frames_a_second(small):
     # frames 1 to 16; seconds 0.5 to 1.3 are s = round(1.5) = 2 to e = round(3.9) = 4; seg = 1; int(2 + 0.5 + 0), int(2 + 0.5 + 1)
     item = load(small, "mvbench")["episodic_reasoning/1"]
-    shown = common.sample_frames(small["mvbench"] / item["video"], 2, item["start"], item["end"], item["fps"])
+    shown = common.sample_frames(small["mvbench"] / item["video"], 2, item["start"], item["end"])
     for frame, number in zip(shown, (2, 3), strict=True):
         assert (frame == cv2.imread(str(small["mvbench"] / item["video"] / f"{number:05}.jpg"))[:, :, ::-1]).all()
 
@@ -449,7 +447,7 @@ def test_the_critic_reads_predictions_and_sees_the_segment_that_was_asked_about(
     critique.main()
     rows = common.read_jsonl(tmp_path / "critiques.jsonl")
     assert len(rows) == 8 and all("critique" in row for row in rows)
-    assert calls == [(0, 1.0, None), (0.5, 1.2999999999999998, None), (1.5, 99, None)]
+    assert calls == [(0, 1.0), (0.5, 1.2999999999999998), (1.5, 99)]
 
 # ---------------------------------------------------------------- reports
 

@@ -364,7 +364,7 @@ def test_greedy_decoding_and_one_step_of_dpo(converted, letters, frames, tmp_pat
     shutil.copytree(converted[0], tmp_path / "model")
     edit_config(tmp_path / "model", "text_config", max_position_embeddings=512)  # the prompt is longer than 64
     model = common.load_model(tmp_path / "model", ["cpu"])
-    video = common.watch(model, letters, frames[:2])
+    video = common.Video(model, letters, frames[:2])
     answers = common.decode(model, letters, video, ["why?", "which way does it move?"], max_new_tokens=6)
     for prompt, (answer, _) in zip(["why?", "which way does it move?"], answers):
         ids = torch.cat([video.ids, torch.tensor([common.encode_branch(letters, prompt)[0]])], 1)

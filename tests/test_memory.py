@@ -34,7 +34,7 @@ def test_four_devices_share_what_one_has():
 
 def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, frames):
     """The tiny model's own forward pass over [video | branches]: all that autograd keeps of it, the weights aside."""
-    video = common.watch(model, tokenizer, frames)
+    video = common.Video(model, tokenizer, frames)
     branches = [common.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question="how many shapes are there?"), "there are two shapes.") for _ in range(6)]
     n_tokens, n_answers = video.ids.shape[1] + sum(map(len, sum(branches, ()))), sum(len(answer) for _, answer in branches)
     model = copy.deepcopy(model)

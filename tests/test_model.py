@@ -29,7 +29,7 @@ def test_every_module_has_one_place(model):
 
 def test_loaded_by_hand_equals_from_pretrained(model, tokenizer, frames):
     theirs = AutoModelForImageTextToText.from_pretrained(MODEL).eval()
-    video = common.watch(model, tokenizer, frames)
+    video = common.Video(model, tokenizer, frames)
     pixels = common.pixel_values(frames, model.config.vision_config.image_size[0])
     with torch.no_grad():
         torch.testing.assert_close(model(video.ids, **video.inputs).logits, theirs(video.ids, pixel_values=pixels).logits, atol=0, rtol=0)

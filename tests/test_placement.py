@@ -70,14 +70,16 @@ def spread(model, n_devices):
     return model, devices[0]
 
 def look(video, device):
-    features = video.inputs["mm_encoder_outputs"]["image"].pooler_output
-    return common.Video(Virtual(video.ids, device), {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=Virtual(features, device))}})
+    features, moved = video.inputs["mm_encoder_outputs"]["image"].pooler_output, copy.copy(video)
+    moved.ids, moved.inputs = Virtual(video.ids, device), {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=Virtual(features, device))}}
+    moved.cache = None
+    return moved
 
 BRANCHES = [("which way does the red square move?", "it moves up."), ("how many shapes are there?", "there are two shapes.")]
 
 @pytest.fixture
 def video(model, tokenizer, frames):
-    return common.watch(model, tokenizer, frames)
+    return common.Video(model, tokenizer, frames)
 
 def step(model, tokenizer, video):
     """Log-probs, gradients and the weights after one step of AdamW."""

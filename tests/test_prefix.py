@@ -37,7 +37,7 @@ def test_pack_by_hand():
                                    [1, 1, 0, 0, 0, 1, 1, 1]]
 
 def test_packed_log_probs_and_gradients_equal_separate_ones(model, tokenizer, frames, branches):
-    video = common.watch(model, tokenizer, frames)
+    video = common.Video(model, tokenizer, frames)
     weights = torch.linspace(-1, 1, len(branches))  # so that no two branches could be exchanged unseen
     parameters = list(model.model.language_model.parameters())
 
@@ -61,12 +61,12 @@ def grouped(model, tokenizer, tmp_path):
     return common.load_model(tmp_path, ["cpu"])
 
 def test_grouped_query_attention(grouped, tokenizer, frames, branches):
-    video = common.watch(grouped, tokenizer, frames)
+    video = common.Video(grouped, tokenizer, frames)
     torch.testing.assert_close(common.branch_logps(grouped, video, branches)[0], torch.stack([alone(grouped, video, *branch) for branch in branches]))
     test_decoding_behind_one_cache_equals_one_generate_each(grouped, tokenizer, frames)
 
 def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, frames):
-    video = common.watch(model, tokenizer, frames)
+    video = common.Video(model, tokenizer, frames)
     prompts = [common.ANSWER_PROMPT.format(question=question) for question in QUESTIONS]
     end = tokenizer.eos_token_id
     for (text, whole), prompt in zip(common.decode(model, tokenizer, video, prompts, 20), prompts):
@@ -79,10 +79,10 @@ def test_a_model_with_other_attention_is_refused(model, tokenizer, frames):
     # it would see only what stands behind the video, and answer all the same
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(MODEL).eval()
     with pytest.raises(AssertionError, match="not load_model's"):
-        common.decode(theirs, tokenizer, common.watch(model, tokenizer, frames), QUESTIONS, 2)
+        common.decode(theirs, tokenizer, common.Video(model, tokenizer, frames), QUESTIONS, 2)
 
 def test_an_answer_that_meets_the_limit_is_not_whole(model, tokenizer, frames):
-    video = common.watch(model, tokenizer, frames)
+    video = common.Video(model, tokenizer, frames)
     [(_, whole)] = common.decode(model, tokenizer, video, [common.ANSWER_PROMPT.format(question=QUESTIONS[0])], 2)
     assert not whole
 
@@ -96,7 +96,7 @@ def test_parts_tokenized_apart_are_the_whole_text(model, tokenizer):
     assert apart == whole
 
 def test_sampling_depends_on_seed_row_and_step_alone(model, tokenizer, frames):
-    video = common.watch(model, tokenizer, frames)
+    video = common.Video(model, tokenizer, frames)
     draw = lambda names, seed=0: [text for text, _ in common.decode(
         model, tokenizer, video, [common.ANSWER_PROMPT.format(question=QUESTIONS[0])] * len(names), 20, generate.Noise(seed, names, 2.0, 1.0))]
     together = draw("abcdefgh")

@@ -119,8 +119,8 @@ def train_ours(directory, args):
 
     def train(pairs):
         with torch.no_grad():
-            reference, _ = dpo.pair_logps(model, tokenizer, common.watch(model, tokenizer, frames), pairs)
-        sums, _ = dpo.pair_logps(model, tokenizer, common.watch(model, tokenizer, frames), pairs)
+            reference, _ = dpo.pair_logps(model, tokenizer, common.Video(model, tokenizer, frames), pairs)
+        sums, _ = dpo.pair_logps(model, tokenizer, common.Video(model, tokenizer, frames), pairs)
         dpo.dpo_loss(*sums, *reference, 0.1)[0].mean().backward()
         norm = grad_norm(weights)
         model.zero_grad()
@@ -139,7 +139,7 @@ def train_plain(directory, args):
         pair = next(turn)
         chosen, rejected = branches[pair], branches[pair + len(pairs)]
         ids = torch.tensor([prefix + prompt + answer for prompt, answer in (chosen, rejected)])  # of one length, so nothing is padded
-        video = common.watch(model, tokenizer, frames)
+        video = common.Video(model, tokenizer, frames)
         features = video.inputs["mm_encoder_outputs"]["image"].pooler_output.repeat(2, 1, 1)
         n = len(chosen[1])
         logits = model(ids, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)}, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
@@ -203,7 +203,7 @@ def load_trl(directory, args, completions_only):
 def decode_ours(directory, args):
     model, tokenizer = common.load_model(directory, ["cpu"]), common.load_tokenizer(directory)
     prompts, frames = [common.ANSWER_PROMPT.format(question=pair["question"]) for pair in make_pairs()], make_frames(args.frames)
-    return lambda: (len(prompts), {"answers": [text for text, _ in common.decode(model, tokenizer, common.watch(model, tokenizer, frames), prompts, ANSWER_WORDS)]})
+    return lambda: (len(prompts), {"answers": [text for text, _ in common.decode(model, tokenizer, common.Video(model, tokenizer, frames), prompts, ANSWER_WORDS)]})
 
 def decode_alone(directory, args, batch=1):
     """transformers' generate on whole prompts, `batch` questions at a time, each with the pixels of its frames."""
@@ -323,7 +323,7 @@ def bench_scale(directory, args):
         pairs, seconds = make_pairs(n_pairs), []
         for _ in range(args.rounds + 1):  # the first one warms up
             clock = time.perf_counter()
-            video = common.watch(model, tokenizer, make_frames(n_frames))
+            video = common.Video(model, tokenizer, make_frames(n_frames))
             dpo.pair_logps(model, tokenizer, video, pairs)[0].sum().backward()
             model.zero_grad()
             seconds.append((time.perf_counter() - clock) / n_pairs)

@@ -35,7 +35,7 @@ def write_model(directory):
 def ask(model, tokenizer, path, prompts, tokens):
     """From the video file to the replies -> seconds."""
     begun = time.perf_counter()
-    video = common.watch(model, tokenizer, common.sample_frames(path, FRAMES))
+    video = common.Video(model, tokenizer, common.sample_frames(path, FRAMES))
     common.decode(model, tokenizer, video, prompts, tokens)
     return time.perf_counter() - begun
 
