@@ -81,10 +81,10 @@ BRANCHES = [("which way does the red square move?", "it moves up."), ("how many 
 def video(model, tokenizer, frames):
     return common.Video(model, tokenizer, frames)
 
-def step(model, tokenizer, video):
+def step(model, tokenizer, video, tune="full"):
     """Log-probs, gradients and the weights after one step of AdamW."""
     branches = [common.encode_branch(tokenizer, *branch) for branch in BRANCHES]
-    weights = dpo.freeze_all_but_language(model)
+    weights = dpo.freeze_all_but_language(model, tune=tune)
     sums, _ = common.branch_logps(model, video, branches)
     (sums[0] - sums[1]).backward()
     gradients = [weight.grad for weight in weights]
@@ -109,6 +109,21 @@ def test_split_equals_unsplit(five_layers, tokenizer, video, n_devices):
     with VirtualDevices():
         parts, device = spread(five_layers, n_devices)
         split = step(parts, tokenizer, look(video, device))
+    for mine, theirs in zip(split, whole, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+def test_split_equals_unsplit_with_lora(model, tokenizer, video):
+    """Factors lie where their weights do. B is random here: where it is 0, A has no gradient."""
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    common.add_lora(model.model.language_model.layers, rank=2, alpha=4)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
+    whole = step(copy.deepcopy(model), tokenizer, video, "lora")
+    assert len(whole) == 1 + 2 * 2 * 28 and all(part.abs().max() > 0 for part in whole)
+    with VirtualDevices():
+        parts, device = spread(model, 3)
+        split = step(parts, tokenizer, look(video, device), "lora")
     for mine, theirs in zip(split, whole, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
