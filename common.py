@@ -1,6 +1,7 @@
 """What two stages or more use: the record, outputs that go on where they stopped, frames, placement, and the one idea: a video is read once.
 Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens."""
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ import safetensors
 import torch
 import transformers
 from tqdm import tqdm
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
 IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (".jpg", ".jpeg", ".png", ".webp", ".bmp"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
@@ -140,8 +142,7 @@ def fingerprint(*parts):
     for part in parts:
         files = [file for file in sorted(part.glob("*")) if file.suffix in (".json", ".jinja", ".safetensors")] if isinstance(part, Path) else []
         digest.update((" ".join(file.name for file in files) or f"{part}\0").encode())
-        contents = (np.memmap(file, mode="r") for file in files)
-        digest.update(b"".join(data[first:first + 2**16].tobytes() for data in contents for first in range(0, len(data), 2**20)))
+        digest.update(b"".join(np.memmap(file, mode="r")[first:first + 2**16].tobytes() for file in files for first in range(0, file.stat().st_size, 2**20)))
     return digest.hexdigest()[:16]
 
 def meta_path(output):
@@ -187,16 +188,14 @@ class Output:
             print(f"going on with {self.path}: {len(group_by_video(self.rows))} whole videos are there; what stood behind them is done again")
         self.left = groups[len(group_by_video(self.rows)):]
 
-    def write(self, rows):
-        """Appends all rows of one video. InputError where by now too many videos are unreadable."""
+    def write(self, rows):  # appends all rows of one video; InputError where by now too many videos are unreadable
         with self.path.open("ab") as file:
             file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         self.rows += rows
         if any("error" in row for row in rows) and (n_bad := len({row["video"] for row in self.rows if "error" in row})) > self.most_bad:
             raise InputError(f"{n_bad} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
 
-    def finish(self, kept):
-        """Notes in meta.json that the output is whole, and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'."""
+    def finish(self, kept):  # notes it in meta.json and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'
         self.path.touch()
         drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
         account = f"rows in {len(self.rows)} = {len(self.rows) - drops.total()} {kept} + {drops.total()} dropped"
@@ -280,14 +279,14 @@ def add_lora(layers, rank, alpha):
     def hook(linear, inputs, output):
         return output + alpha / rank * (inputs[0] @ linear.lora_A.weight.T.to(output.dtype)) @ linear.lora_B.weight.T.to(output.dtype)
     for linear in [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]:
-        linear.lora_A = torch.nn.Linear(linear.in_features, rank, False, linear.weight.device, torch.float32)
-        linear.lora_B = torch.nn.Linear(rank, linear.out_features, False, linear.weight.device, torch.float32)
+        factor = functools.partial(torch.nn.Linear, bias=False, device=linear.weight.device, dtype=torch.float32)
+        linear.lora_A, linear.lora_B = factor(linear.in_features, rank), factor(rank, linear.out_features)
         torch.nn.init.zeros_(linear.lora_B.weight)
         linear.register_forward_hook(hook)
 
 def load_model(path, devices=None, dtype=None):
-    """A checkpoint or adapter directory, or a hub name -> the transformers model, in eval mode, its decoder layers spread over the devices: built
-    on meta, then each tensor is read straight to its device; an adapter stays unmerged (tools.merge says why). devices: such as ["cuda:0", "cuda:1"]; the defaults are those of --help."""
+    """A checkpoint, a LoRA adapter (which stays unmerged: tools.merge says why) or a hub name -> the transformers model, in eval mode. Built on meta,
+    then each tensor is read straight to its device, over which the layers are spread: ["cuda:0", "cuda:1"], for one. Defaults: those of --help."""
     devices = [*map(str, devices or (f"cuda:{number}" for number in range(torch.cuda.device_count())))] or ["cpu"]
     dtype = dtype or (torch.float32 if devices[0].startswith("cpu") else torch.bfloat16)
     adapter = Path(path) / "adapter_config.json"  # as PEFT writes it
@@ -307,7 +306,7 @@ def load_model(path, devices=None, dtype=None):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"})
     if rank:
         add_lora(model.model.language_model.layers, rank, alpha)
-    place, renamings = plan_placement(config, devices), transformers.conversion_mapping.get_model_conversion_mapping(model)
+    place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
     for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
         try:
             with safetensors.safe_open(file, framework="pt", device=device) as tensors:
@@ -318,7 +317,7 @@ def load_model(path, devices=None, dtype=None):
             if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
                 raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
         except (RuntimeError, AssertionError, safetensors.SafetensorError) as error:  # cut off, of another shape, a device that is not there
-            raise error if isinstance(error, torch.OutOfMemoryError) else InputError(f"{file}: {error}") from error
+            raise error if isinstance(error, torch.OutOfMemoryError) else InputError(f"{file}: {error} (device {device})") from error
     if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
     model.model.language_model.rotary_emb = type(model.model.language_model.rotary_emb)(config.text_config).to(devices[0])  # its buffers are in no file
@@ -332,8 +331,10 @@ def load_model(path, devices=None, dtype=None):
     return model.eval()
 
 def move_activations(model):  # hooks bring each layer's inputs to its device; a cache stays, since every layer's part of it is there already
-    def hook(module, *inputs):
-        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda value: value.to(next(module.parameters()).device), inputs)
+    copy, move = functools.lru_cache(64)(torch.Tensor.to), functools.partial(torch.utils._pytree.tree_map_only, torch.Tensor)
+    def hook(module, args, kwargs):  # mask and positions are copied once a device, for each copy makes the two devices wait for each other
+        device = next(module.parameters()).device
+        return move(lambda value: value.to(device), args), move(lambda value: copy(value, device), kwargs)
     for module in [*model.model.language_model.layers, model.model.language_model.norm, model.lm_head]:
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -346,8 +347,7 @@ def encode_prefix(tokenizer, config, n_frames):
     image = f"<img>{tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length}</img>"
     return tokenizer.encode(chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: {image}\n" for n in range(n_frames)), add_special_tokens=False)
 
-def encode_branch(tokenizer, prompt, answer=""):
-    """Token ids of what stands behind the video: (a user's words and the change of turn, the answer and its end of turn)."""
+def encode_branch(tokenizer, prompt, answer=""):  # token ids behind the video: (a user's words and the change of turn, the answer and its end of turn)
     return tuple(tokenizer.encode(text, add_special_tokens=False) for text in (prompt + chat_parts(tokenizer)[1], answer + END_OF_TURN))
 
 class Video:

@@ -65,6 +65,11 @@ def test_beside_bfloat16_weights_the_factors_stay_in_float32(train):
     types = {".lora_" in name: weight.dtype for name, weight in common.load_model(adapter, ["cpu"], torch.bfloat16).named_parameters()}
     assert types == {True: torch.float32, False: torch.bfloat16}
 
+def test_activation_checkpointing_changes_nothing_but_memory(train, ids):
+    """Nothing below the first layer has a gradient here; computed again, its factors have theirs all the same."""
+    plain, saved = train("plain", *LORA)[0], train("saved", *LORA, "--activation-checkpointing")[0]
+    torch.testing.assert_close(logits(saved, ids), logits(plain, ids))
+
 def test_a_stage_runs_on_an_adapter(train, video_file, monkeypatch, capsys):
     import generate
     adapter, _ = train("adapter", *LORA)

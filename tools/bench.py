@@ -2,7 +2,7 @@
 
     python -m tools.bench train            # DPO: ours, a plain two-sequence step, TRL (where it is installed: pip install trl==1.16.0 pillow)
     python -m tools.bench decode --long    # answers: ours, one generate a question, one left-padded batch; 8,192 video tokens
-    python -m tools.bench load             # a checkpoint: ours, from_pretrained
+    python -m tools.bench load             # a larger checkpoint, bfloat16 in shards, to float32 on a CPU: ours, from_pretrained; peak memory over the model's
     python -m tools.bench scale            # cost of a pair by questions and frames; cost of a video over a run of 4,000
     python -m tools.bench profile          # where the time of our own training step goes, by kind of operation
 
@@ -53,8 +53,8 @@ def make_tokenizer():
     tokenizer.chat_template = CHAT
     return tokenizer
 
-def write_model(directory, layers=LAYERS):
-    """A random model of the preset's shape, with a small vision tower, as a checkpoint."""
+def write_model(directory, layers=LAYERS, dtype=torch.float32):
+    """A random model of the preset's shape, with a small vision tower, as a checkpoint in shards."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE, patch_size=14)
@@ -63,7 +63,7 @@ def write_model(directory, layers=LAYERS):
                 bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     config = InternVLConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
                             image_seq_length=TOKENS, tie_word_embeddings=False)
-    InternVLForConditionalGeneration(config).save_pretrained(directory)
+    InternVLForConditionalGeneration(config).to(dtype).save_pretrained(directory, max_shard_size="250MB")
     tokenizer.save_pretrained(directory)
 
 def make_pairs(n=QUESTIONS):
@@ -227,11 +227,17 @@ def decode_alone(directory, args, batch=1):
 def decode_batch(directory, args):
     return decode_alone(directory, args, QUESTIONS)
 
+def read_all(model):  # its weights are read from the disk only when they are looked at
+    return 1, {"sum": sum(weight.sum(dtype=torch.float64).item() for weight in model.parameters()), "GiB": sum(weight.nbytes for weight in model.parameters()) / 2**30}
+
 def load_ours(directory, args):
-    return lambda: (1, {"sum": sum(weight.double().sum().item() for weight in common.load_model(directory, ["cpu"]).parameters())})
+    return lambda: read_all(common.load_model(directory, ["cpu"]))
+
+def load_bfloat16(directory, args):
+    return lambda: read_all(common.load_model(directory, ["cpu"], torch.bfloat16))
 
 def load_transformers(directory, args):
-    return lambda: (1, {"sum": sum(weight.double().sum().item() for weight in InternVLForConditionalGeneration.from_pretrained(directory).parameters())})
+    return lambda: read_all(InternVLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32))
 
 # ---------------------------------------------------------------- the processes, and what is printed
 
@@ -311,9 +317,12 @@ def bench_decode(directory, args):
     return figures
 
 def bench_load(directory, args):
-    figures = take_turns({"ours": load_ours, "from_pretrained": load_transformers}, directory, args)
+    figures = take_turns({"ours": load_ours, "from_pretrained": load_transformers, "ours, kept in bfloat16": load_bfloat16}, directory, args)
     assert len({figure["results"][0]["sum"] for figure in figures.values()}) == 1, "other weights"
     print_table(figures, "load")
+    for name, figure in figures.items():
+        model = figure["results"][0]["GiB"]
+        print(f"{name}: peak memory {figure['GiB'] / model:.2f} times the model's {model:.2f} GiB")
     return figures
 
 def bench_scale(directory, args):
@@ -388,7 +397,10 @@ def main():
     args = parser.parse_args()
     args.frames = 32 if args.long else 8
     with tempfile.TemporaryDirectory() as directory:
-        write_model(directory)
+        shape = (160, torch.bfloat16) if args.what == "load" else ()
+        writer = multiprocessing.get_context("spawn").Process(target=write_model, args=(directory, *shape))
+        writer.start()  # a process of its own, for a process starts with the peak memory of the one that made it
+        writer.join()
         print(f"{LAYERS} layers x {HIDDEN}, {args.frames * TOKENS} video tokens, {QUESTIONS} questions x 2 answers of {ANSWER_WORDS + 1} tokens, "
               f"torch {torch.__version__}, {torch.get_num_threads()} threads")
         figures = benches[args.what](directory, args)

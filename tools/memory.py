@@ -1,7 +1,7 @@
 """How much memory dpo.py and the answering stages need, device by device, without a run: only MODEL/config.json is read.
 
     python -m tools.memory MODEL --devices 4
-    python -m tools.memory tests/fixtures/internvl2_5-8b --devices 1 --pairs 2 --activation-checkpointing
+    python -m tools.memory tests/fixtures/internvl2_5-8b --tune lora --activation-checkpointing
 
 Weights, gradients and AdamW's state are counted, tensor by tensor. Activations are counted too: the language model runs forward on torch's meta
 device, where tensors have shapes but no numbers, and what autograd would keep for the backward pass is added up (flash attention is assumed: q, k, v
@@ -45,8 +45,9 @@ def count_kept(model):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept
 
-def kept_bytes(config, n_layers, n_tokens, n_answers, dtype):
-    """Bytes that the backward pass needs of a forward pass over T packed tokens, A of them of answers, through n decoder layers and the head."""
+def kept_bytes(config, n_layers, n_tokens, n_answers, dtype, lora_rank=0):
+    """Bytes that the backward pass needs of a forward pass over T packed tokens, A of them of answers, through n decoder layers and the head.
+    lora_rank: of the factors that alone are trained; 0: all weights are."""
     text = copy.deepcopy(config.text_config)
     text.num_hidden_layers, text._attn_implementation = n_layers, "kept"
     text.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}  # other types look at numbers, which meta has not
@@ -54,6 +55,8 @@ def kept_bytes(config, n_layers, n_tokens, n_answers, dtype):
         text.layer_types = text.layer_types[:n_layers]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(text, dtype=dtype)
+        if lora_rank:
+            common.add_lora(model.requires_grad_(False).model.layers, lora_rank, 2 * lora_rank)
         embeddings = torch.empty(1, n_tokens, text.hidden_size, dtype=dtype, requires_grad=True)
         positions, targets = torch.empty(1, n_tokens, dtype=torch.long), torch.empty(n_answers, 1, dtype=torch.long)
         mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes: see `plan`
@@ -64,25 +67,28 @@ def kept_bytes(config, n_layers, n_tokens, n_answers, dtype):
 
 def plan(config, devices, args):
     """[{what: bytes}, ...] by device: weights, gradients, AdamW's masters and moments, activations, the cache of a video that is being asked about."""
-    dtype, text = getattr(torch, args.dtype), config.text_config
+    dtype, text, rank = getattr(torch, args.dtype), config.text_config, args.lora_rank if args.tune == "lora" else 0
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    if rank:
+        common.add_lora(model.model.language_model.layers, rank, 2 * rank)
+    trained_names = {name for name, _ in model.named_parameters() if name.startswith(("model.language_model", "lm_head")) and (not rank or ".lora_" in name)}
     place, layers = common.plan_placement(config, devices), common.split_layers(text.num_hidden_layers, len(devices))
     video = args.frames * (config.image_seq_length + 8)  # and its "Frame1: <img></img>"
     tokens, answers = video + 2 * args.pairs * (args.question_tokens + args.answer_tokens), 2 * args.pairs * args.answer_tokens
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    one, two = (kept_bytes(config, n, tokens, answers, dtype) for n in (1, 2))
+    one, two = (kept_bytes(config, n, tokens, answers, dtype, rank) for n in (1, 2))
     a_layer, head, boundary = two - one, 2 * one - two, tokens * text.hidden_size * dtype.itemsize
-    copies = (tokens - video) * tokens * dtype.itemsize + 2 * tokens * head_dim * dtype.itemsize  # mask, cosines and sines, which a layer on another device keeps
+    copies = (tokens - video) * tokens * dtype.itemsize + 2 * tokens * head_dim * dtype.itemsize  # mask, cosines and sines, on each further device once
     batches = args.videos_per_step if len(devices) > 1 else 1  # over several devices all forward passes come first
     rows = []
     for number, device in enumerate(devices):
         here = [(name, weight) for name, weight in model.named_parameters() if place(name) == device]
-        trained = [weight for name, weight in here if name.startswith(("model.language_model", "lm_head"))]
+        trained = [weight for name, weight in here if name in trained_names]
         n_trained, n_layers = sum(weight.numel() for weight in trained), layers.count(number)
-        kept = n_layers * ((boundary if args.activation_checkpointing else a_layer) + copies * (number > 0)) + head * (number == len(devices) - 1)
+        kept = n_layers * (boundary if args.activation_checkpointing else a_layer) + copies * (number > 0) + head * (number == len(devices) - 1)
         row = {"layers": n_layers, "weights": sum(weight.nbytes for _, weight in here), "gradients": sum(weight.nbytes for weight in trained),
-               "AdamW": n_trained * (8 if dtype == torch.float32 else 16), "activations": batches * kept + a_layer * args.activation_checkpointing,
+               "AdamW": sum(weight.numel() * (8 if weight.dtype == torch.float32 else 16) for weight in trained), "activations": batches * kept + a_layer * args.activation_checkpointing,
                "cache": n_layers * video * 2 * text.num_key_value_heads * head_dim * dtype.itemsize}
         row["training"] = row["weights"] + row["gradients"] + row["AdamW"] + max(row["activations"], 4 * n_trained)  # the fuller of two moments
         rows.append(row)
@@ -98,6 +104,8 @@ def main():
     parser.add_argument("--question-tokens", type=int, default=40)
     parser.add_argument("--answer-tokens", type=int, default=100)
     parser.add_argument("--videos-per-step", type=int, default=8, help="as in dpo.py")
+    parser.add_argument("--tune", choices=("full", "lora"), default="full", help="as in dpo.py")
+    parser.add_argument("--lora-rank", type=int, default=16, help="as in dpo.py")
     parser.add_argument("--activation-checkpointing", action="store_true", help="as in dpo.py")
     args = parser.parse_args()
     config = transformers.InternVLConfig.from_pretrained(args.model)
