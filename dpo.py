@@ -126,8 +126,8 @@ def load_checkpoint(output, masters, weights, optimizer):
     print(f"going on behind step {(step := int(state[0]['step']))}, from {files[-1]}")
     return step
 
-def save(model, tokenizer, args, adapter, n_pairs):
-    """The checkpoint, complete as the base's, or the adapter as PEFT writes it, and its model card; each file whole or not at all."""
+def save(model, tokenizer, args, adapter, n_pairs, meta):
+    """The checkpoint, complete as the base's, or the adapter as PEFT writes it, with a model card; each file whole or not at all. Then it is finished."""
     part, last = args.output / "part", json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
     if args.tune == "lora":
         part.mkdir(exist_ok=True)
@@ -142,7 +142,10 @@ def save(model, tokenizer, args, adapter, n_pairs):
     for file in part.iterdir():
         os.replace(file, args.output / file.name)
     part.rmdir()
-    return last
+    common.write_json(common.meta_path(args.output), meta)
+    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*")):
+        file.unlink(missing_ok=True)
+    print(f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
 
 def accumulate(model, tokenizer, videos, batch, reference, args):
     """Forward and backward over the videos of one step; gradients add up in the weights -> the loss, and of B pairs rewards, log-probs and token
@@ -207,7 +210,7 @@ def main():
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters)) / 2**30
-    print(f"beside the model's weights: {state:.2f} GiB for gradients and AdamW; with activations, by device: python -m tools.memory {args.model}")
+    print(f"beside the model's weights: {state:.2f} GiB for gradients and AdamW; with activations, by device: python -m tools.memory {adapter['base_model_name_or_path']} --tune {args.tune}")
     reference = reference_logps(model, tokenizer, groups, root, args)
     order, batches = make_batches([group for group in groups if group[0] in reference], args)
     done = load_checkpoint(args.output, masters, weights, optimizer)
@@ -239,11 +242,8 @@ def main():
         if step % args.save_every == 0 and step < len(batches):
             save_checkpoint(args.output, step, masters, optimizer)
 
-    last = save(model, tokenizer, args, adapter, sum(len(rows) for name, rows in groups if name in reference))
-    common.write_json(common.meta_path(args.output), meta | {"finished": {"steps": len(batches), "seconds": round(time.time() - started, 1)}})
-    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*")):
-        file.unlink(missing_ok=True)
-    print(f"{args.output}: {len(batches)} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
+    finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}
+    save(model, tokenizer, args, adapter, sum(len(rows) for name, rows in groups if name in reference), meta | {"finished": finished})
 
 if __name__ == "__main__":
     common.run(main)
