@@ -125,7 +125,9 @@ def take_shard(videos, shard):  # of shard 'i/n' the videos i, i + n, i + 2n, ..
     return videos[int(match[1])::int(match[2])]
 
 def make_meta(args, prompts, root, inputs):
-    """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers."""
+    """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers. InputError for odd arguments."""
+    if low := [key for key, value in vars(args).items() if type(value) is int and value < (key not in ("seed", "spatial", "temporal"))]:
+        raise InputError(f"--{low[0].replace('_', '-')} {vars(args)[low[0]]} is too low")
     if args.output.resolve() in [Path(part).resolve() for part in (args.model, *([args.input] if isinstance(args.input, str) else args.input))]:
         raise InputError(f"--output {args.output} is what is read, too; name another")
     where_not_what = ("devices", "output", "overwrite", "input", "model", "videos", "ask", "max_bad", "save_every", "activation_checkpointing")
@@ -407,12 +409,10 @@ class SharedLayer(transformers.cache_utils.DynamicLayer):
     def __init__(self, *video):
         super().__init__()
         self.video = video
-
     def update(self, *args, **kwargs):
         keys, values = super().update(*args, **kwargs)
         keys.video = self.video  # for shared_prefix_attention
         return keys, values
-
     def get_seq_length(self):
         return self.video[0].shape[2] + super().get_seq_length()
 

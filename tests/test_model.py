@@ -19,6 +19,10 @@ from conftest import MODEL
 def test_split_layers_by_hand(n_layers, n_devices, expected):
     assert common.split_layers(n_layers, n_devices) == expected
 
+def test_a_first_device_that_also_holds_the_vision_tower_may_get_less():
+    assert common.split_layers(6, 2, first_weight=0.5) == [0, 0, 1, 1, 1, 1]  # half as much as the other
+    assert common.split_layers(6, 3, first_weight=0.0) == [1, 1, 1, 2, 2, 2]
+
 def test_every_module_has_one_place(model):
     place = common.plan_placement(model.config, ["first", "last"])
     for name, device in (("model.vision_tower.encoder.layer.0.attention.q_proj.weight", "first"), ("model.multi_modal_projector.linear_1.weight", "first"),

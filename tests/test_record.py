@@ -151,6 +151,13 @@ def test_overwrite_spares_what_no_stage_wrote(tmp_path):
         with pytest.raises(common.InputError, match="is what is read, too"):
             common.make_meta(args, [], tmp_path, [])
 
+def test_numbers_that_are_too_low_are_refused_by_name(tmp_path):
+    args = {"model": "a", "input": "b", "output": tmp_path / "out", "videos_per_step": 1, "limit": None, "seed": 0, "spatial": 0, "overwrite": False}
+    common.make_meta(argparse.Namespace(**args), [], tmp_path, [])
+    for key, value, said in (("videos_per_step", 0, "--videos-per-step 0"), ("limit", -1, "--limit -1"), ("seed", -1, "--seed -1"), ("spatial", -1, "--spatial -1")):
+        with pytest.raises(common.InputError, match=f"{said} is too low"):
+            common.make_meta(argparse.Namespace(**args | {key: value}), [], tmp_path, [])
+
 def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     before = common.fingerprint(tmp_path)
