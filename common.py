@@ -28,6 +28,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
 IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (".jpg", ".jpeg", ".png", ".webp", ".bmp"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
+PLAIN_LORA = set("base_model_name_or_path r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform task_type inference_mode auto_mapping "
+                 "peft_version peft_type=LORA bias=none init_lora_weights=True init_lora_weights=gaussian qalora_group_size megatron_core".split())
 END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 
@@ -128,18 +130,18 @@ def make_meta(args, prompts, root, inputs):
     """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers. InputError for odd arguments."""
     if low := [key for key, value in vars(args).items() if type(value) is int and value < (key not in ("seed", "spatial", "temporal"))]:
         raise InputError(f"--{low[0].replace('_', '-')} {vars(args)[low[0]]} is too low")
-    if args.output.resolve() in [Path(part).resolve() for part in (args.model, *([args.input] if isinstance(args.input, str) else args.input))]:
+    models = dict.fromkeys(map(Path, (args.model, read_adapter(args.model)[0])))  # an adapter, and its base
+    if args.output.resolve() in [Path(part).resolve() for part in (*models, *([args.input] if isinstance(args.input, str) else args.input))]:
         raise InputError(f"--output {args.output} is what is read, too; name another")
     where_not_what = ("devices", "output", "overwrite", "input", "model", "videos", "ask", "max_bad", "save_every", "activation_checkpointing")
     content = {key: value for key, value in vars(args).items() if key not in where_not_what}
-    content |= {"model": fingerprint(Path(args.model)), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
+    content |= {"model": fingerprint(*models), "prompts": fingerprint(*prompts), "inputs": fingerprint(*inputs)}
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__, "opencv": cv2.__version__}
     return {"stage": Path(sys.argv[0]).name, "arguments": json.loads(json.dumps(vars(args), default=str)), "content": content,
             "root": str(root), "commit": git.stdout.strip() or None, "versions": versions, "process": os.getpid(), "finished": None}
 
-def fingerprint(*parts):
-    """16 hex digits of SHA-256 over texts and over the files of directories (64 KiB in every MiB of each), in order."""
+def fingerprint(*parts):  # 16 hex digits of SHA-256 over texts and over the files of directories (64 KiB in every MiB of each), in order
     digest = hashlib.sha256()
     for part in parts:
         files = [file for file in sorted(part.glob("*")) if file.suffix in (".json", ".jinja", ".safetensors")] if isinstance(part, Path) else []
@@ -189,14 +191,12 @@ class Output:
             os.truncate(self.path, sum(map(len, self.path.read_bytes().splitlines(keepends=True)[: len(self.rows)])))
             print(f"going on with {self.path}: {len(group_by_video(self.rows))} whole videos are there; what stood behind them is done again")
         self.left = groups[len(group_by_video(self.rows)):]
-
     def write(self, rows):  # appends all rows of one video; InputError where by now too many videos are unreadable
         with self.path.open("ab") as file:
             file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         self.rows += rows
         if any("error" in row for row in rows) and (n_bad := len({row["video"] for row in self.rows if "error" in row})) > self.most_bad:
             raise InputError(f"{n_bad} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`")
-
     def finish(self, kept):  # notes it in meta.json and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'
         self.path.touch()
         drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
@@ -206,8 +206,7 @@ class Output:
         print(f"{self.path}: {account}")
 
 # ---------------------------------------------------------------- videos
-def read_input(args, require):
-    """The rows that a stage works on -> (root of their videos, [(video, rows), ...]), after --shard and --limit."""
+def read_input(args, require):  # the rows that a stage works on, after --shard and --limit -> (root of their videos, [(video, rows), ...])
     path, groups = meta_path(args.input), take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit]
     root, stage, finished = read_json(path, "root", "stage", "finished") if path.exists() else (args.videos, None, True)
     if not root:
@@ -217,8 +216,7 @@ def read_input(args, require):
     return Path(args.videos or root), groups
 
 def frame_indices(total, fps, n, start=None, end=None, first=0):
-    """n frame numbers: the middles of n equal parts of [start, end] (seconds; None: the whole video), rounded as InternVL and lmms-eval do.
-    first: the number of the first frame. A video shorter than n repeats frames; bounds beyond its last frame are clamped."""
+    """n frame numbers, from `first` on: the middles of n equal parts of [start, end] (seconds; None: all), rounded as InternVL and lmms-eval do, clamped."""
     last = first + total - 1
     begin = max(first, round(start * fps)) if start is not None else first
     part = ((min(round(end * fps), last) if end is not None else last) - begin) / n
@@ -251,8 +249,7 @@ def sample_frames(path, n, start=None, end=None, fps=None):
     except (cv2.error, ValueError) as error:  # a frame that is None, or of another size
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
 
-def pixel_values(frames, size):
-    """uint8 (F, H, W, 3) -> float32 (F, 3, size, size): bicubic with antialiasing, ImageNet mean and standard deviation."""
+def pixel_values(frames, size):  # uint8 (F, H, W, 3) -> float32 (F, 3, size, size): bicubic with antialiasing, ImageNet mean and standard deviation
     images = torch.nn.functional.interpolate(torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (images.float() / 255 - mean) / std
@@ -276,6 +273,13 @@ def plan_placement(config, devices):  # -> a function: a tensor's name -> its de
     return lambda name: (layers[int(layer[1])] if (layer := re.match(r"model\.language_model\.layers\.(\d+)", name)) else
                          devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0])
 
+def read_adapter(path):  # a checkpoint, or a LoRA adapter as PEFT writes it -> (the checkpoint below, rank or 0, alpha)
+    if not (file := Path(path) / "adapter_config.json").exists():
+        return path, 0, 0
+    if more := [key for key, value in read_json(file).items() if value and not {key, f"{key}={value}"} & PLAIN_LORA]:
+        raise InputError(f"{file}: {more[0]} is more than plain LoRA, which is all that is read")
+    return read_json(file, "base_model_name_or_path", "r", "lora_alpha")
+
 def add_lora(layers, rank, alpha):
     """LoRA (arXiv 2106.09685) on all linear weights: y = W x + alpha / rank * B A x, with A (rank, in) and B (out, rank; 0 at first) held in float32."""
     def hook(linear, inputs, output):
@@ -291,15 +295,12 @@ def load_model(path, devices=None, dtype=None):
     then each tensor is read straight to its device, over which the layers are spread: ["cuda:0", "cuda:1"], for one. Defaults: those of --help."""
     devices = [*map(str, devices or (f"cuda:{number}" for number in range(torch.cuda.device_count())))] or ["cpu"]
     dtype = dtype or (torch.float32 if devices[0].startswith("cpu") else torch.bfloat16)
-    adapter = Path(path) / "adapter_config.json"  # as PEFT writes it
-    base, rank, alpha = read_json(adapter, "base_model_name_or_path", "r", "lora_alpha") if adapter.exists() else (path, 0, 0)
-    if rank and (more := [key for key, value in read_json(adapter).items() if value and re.match("use_|.*_pattern$", key)]):
-        raise InputError(f"{adapter}: {more[0]} is more than plain LoRA, which is all that is read")
+    base, rank, alpha = read_adapter(path)
     if not (directory := Path(base)).is_dir():
         try:
             directory = Path(huggingface_hub.snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]))
         except Exception as error:  # of many kinds; all mean that there is nothing to load
-            raise InputError(f"{base}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
+            raise InputError(f"{base}{f', which {path} names as its base' * bool(rank)}: neither a directory nor to be had from the hub ({type(error).__name__})") from error
     files = sorted(directory.glob("*.safetensors")) + sorted(Path(path).glob("adapter_model.safetensors"))
     if (kind := read_json(directory / "config.json", "model_type")[0]) != "internvl":
         raise InputError(f"{base}: unknown class {kind}, not internvl" + f"; convert it: python -m tools.convert {base} DST" * (kind == "internvl_chat"))
@@ -324,7 +325,7 @@ def load_model(path, devices=None, dtype=None):
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
     model.model.language_model.rotary_emb = type(model.model.language_model.rotary_emb)(config.text_config).to(devices[0])  # its buffers are in no file
     if missing := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
-        raise InputError(f"{path}: there are no weights for {missing[0]}; only *.safetensors files are read")
+        raise InputError(f"{path}: there are no weights for {missing[0]}; " + ("tools.merge merges such adapters" if rank else "only *.safetensors files are read"))
     if len(set(devices)) > 1:
         move_activations(model)
         for device in dict.fromkeys(place(name) for name, _ in model.named_parameters()):  # with few layers some hold nothing
@@ -344,8 +345,7 @@ def move_activations(model):  # hooks bring each layer's inputs to its device; a
 def chat_parts(tokenizer):  # the chat template, cut at the user's words -> (text before them, text between them and the answer)
     return tokenizer.apply_chat_template([{"role": "user", "content": "WORDS"}], tokenize=False, add_generation_prompt=True).split("WORDS")
 
-def encode_prefix(tokenizer, config, n_frames):
-    """Token ids of everything up to the end of the video: what all questions about it share."""
+def encode_prefix(tokenizer, config, n_frames):  # token ids of everything up to the end of the video: what all questions about it share
     image = f"<img>{tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length}</img>"
     return tokenizer.encode(chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: {image}\n" for n in range(n_frames)), add_special_tokens=False)
 

@@ -8,7 +8,7 @@ The reference is the model that the round starts from: its log-probs are compute
 
 reads    id, video, question, chosen, rejected (rows with `dropped` are passed over)
 writes   a checkpoint like the base's (--tune lora: an adapter), with metrics.jsonl (one line a step, TRL's names) and a short model card;
-         until it is finished also reference.json and checkpoint-*.safetensors, from which a training that was cut off goes on"""
+         until it is finished also reference.json and checkpoint-*.state, from which a training that was cut off goes on"""
 import json
 import math
 import os
@@ -106,7 +106,7 @@ def save_checkpoint(output, step, masters, optimizer):
     """What it takes to go on behind a step: weights and AdamW's state, in one file that is there whole or not at all. Two are kept."""
     state = {f"{number}.{key}": value for number, master in enumerate(masters) for key, value in optimizer.state[master].items()}
     safetensors.torch.save_file(state | {f"{number}": master.detach() for number, master in enumerate(masters)}, output / "checkpoint.part")
-    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.safetensors")
+    os.replace(output / "checkpoint.part", output / f"checkpoint-{step:06}.state")  # not *.safetensors: no weights to load
     for old in sorted(output.glob("checkpoint-*"))[:-2]:
         old.unlink()
 
@@ -133,7 +133,8 @@ def save(model, tokenizer, args, adapter, n_pairs, meta):
         part.mkdir(exist_ok=True)
         factors = {f"base_model.model.{name}": weight for name, weight in model.state_dict().items() if ".lora_" in name}
         safetensors.torch.save_file(factors, part / "adapter_model.safetensors", {"format": "pt"})
-        common.write_json(part / "adapter_config.json", adapter)
+        common.write_json(part / "adapter_config.json", {"peft_type": "LORA", "target_modules": r".*language_model\.layers.*_proj"}
+                          | dict(zip(("base_model_name_or_path", "r", "lora_alpha"), adapter)))
     else:
         model.save_pretrained(part)
     tokenizer.save_pretrained(part)
@@ -143,7 +144,7 @@ def save(model, tokenizer, args, adapter, n_pairs, meta):
         os.replace(file, args.output / file.name)
     part.rmdir()
     common.write_json(common.meta_path(args.output), meta)
-    for file in (args.output / "reference.json", *args.output.glob("checkpoint-*")):
+    for file in (args.output / "reference.json", *args.output.glob("checkpoint*")):
         file.unlink(missing_ok=True)
     print(f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}")
 
@@ -189,10 +190,8 @@ def parse_args():
 def main():
     args = parse_args()
     root, groups = common.read_input(args, require=("id", "video", "question", "chosen", "rejected"))
-    path = os.path.join(args.model, "adapter_config.json")
-    adapter = common.read_json(path) if os.path.exists(path) else {"peft_type": "LORA", "base_model_name_or_path": args.model, "r": args.lora_rank,
-                                                                   "lora_alpha": 2 * args.lora_rank, "target_modules": r".*language_model\.layers.*_proj"}
-    if args.tune == "full" and os.path.exists(path):
+    base, rank, alpha = common.read_adapter(args.model)
+    if rank and args.tune == "full":
         raise common.InputError(f"{args.model} is an adapter: go on with --tune lora, or merge it first (python -m tools.merge)")
     groups = [(name, pairs) for name, rows in groups if (pairs := [row for row in rows if "dropped" not in row])]
     if not groups:
@@ -203,14 +202,15 @@ def main():
     started = time.time()
     args.output.mkdir(exist_ok=True)
     model, tokenizer = common.load(args)
-    if args.tune == "lora" and not os.path.exists(path):
+    if args.tune == "lora" and not rank:
+        rank, alpha = args.lora_rank, 2 * args.lora_rank
         torch.manual_seed(args.seed)
-        common.add_lora(model.model.language_model.layers, args.lora_rank, 2 * args.lora_rank)
+        common.add_lora(model.model.language_model.layers, rank, alpha)
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters)) / 2**30
-    print(f"beside the model's weights: {state:.2f} GiB for gradients and AdamW; with activations, by device: python -m tools.memory {adapter['base_model_name_or_path']} --tune {args.tune}")
+    print(f"beside the model's weights: {state:.2f} GiB for gradients and AdamW; with activations, by device: python -m tools.memory {base} --tune {args.tune}")
     reference = reference_logps(model, tokenizer, groups, root, args)
     order, batches = make_batches([group for group in groups if group[0] in reference], args)
     done = load_checkpoint(args.output, masters, weights, optimizer)
@@ -243,7 +243,7 @@ def main():
             save_checkpoint(args.output, step, masters, optimizer)
 
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}
-    save(model, tokenizer, args, adapter, sum(len(rows) for name, rows in groups if name in reference), meta | {"finished": finished})
+    save(model, tokenizer, args, (base, rank, alpha), sum(len(rows) for name, rows in groups if name in reference), meta | {"finished": finished})
 
 if __name__ == "__main__":
     common.run(main)

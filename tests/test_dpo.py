@@ -2,6 +2,7 @@
 import argparse
 import json
 import math
+import pathlib
 import sys
 
 import pytest
@@ -153,12 +154,20 @@ def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
         patch.setattr(dpo, "save", cut_off)
         train("model", *flags)
     files = sorted((pairs.parent / "model").glob("checkpoint-*"))
-    assert [file.name for file in files] == ["checkpoint-000002.safetensors", "checkpoint-000004.safetensors"]
+    assert [file.name for file in files] == ["checkpoint-000002.state", "checkpoint-000004.state"]
     files[1].write_bytes(files[1].read_bytes()[:1000])
-    with pytest.raises(common.InputError, match="checkpoint-000004.safetensors: .*the one before"):
+    with pytest.raises(common.InputError, match="checkpoint-000004.state: .*the one before"):
         train("model", *flags)
     files[1].unlink()
     assert train("model", *flags)[1][-1]["step"] == 6
+
+def test_killed_before_it_has_cleaned_up_the_model_can_be_read(train, pairs, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pathlib.Path, "unlink", killed)
+        train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "4")
+    assert list((pairs.parent / "model").glob("checkpoint-*")) and common.load_model(pairs.parent / "model", ["cpu"])
 
 def test_a_full_disk_is_no_traceback(train, monkeypatch):
     def full(*_):

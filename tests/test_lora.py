@@ -1,6 +1,9 @@
 """LoRA: low-rank factors beside frozen weights, as dpo.py trains and load_model reads them."""
 import json
 import math
+import re
+import shutil
+import types
 
 import pytest
 import safetensors.torch
@@ -49,12 +52,16 @@ def test_the_next_round_goes_on_with_the_adapter(train, ids):
     assert abs(metrics[0]["rewards/margins"]) < 1e-4  # its reference is the model with the first round's adapter
     configs = [json.loads((path / "adapter_config.json").read_text()) for path in (first, second)]
     assert configs[0] == configs[1] and configs[1]["r"] == 4 and configs[1]["base_model_name_or_path"] == str(MODEL)
+    named = {name for name, module in common.load_model(MODEL, ["cpu"]).named_modules() if re.fullmatch(configs[1]["target_modules"], name)}  # as PEFT does
+    assert len(named) == 28 and all(".self_attn." in name or ".mlp." in name for name in named)
     assert 0 < (logits(second, ids) - logits(first, ids)).abs().max()
     with pytest.raises(common.InputError, match="first is an adapter: go on with --tune lora, or merge it"):
         train("third", model=first)
 
-def test_unmerged_equals_merged_in_float32(train, ids, tmp_path):
+@pytest.mark.parametrize("alpha", [8, 3])  # as trained, and another
+def test_unmerged_equals_merged_in_float32(train, ids, tmp_path, alpha):
     adapter, _ = train("adapter", *LORA)
+    common.write_json(adapter / "adapter_config.json", common.read_json(adapter / "adapter_config.json") | {"lora_alpha": alpha})
     merge.merge(adapter, tmp_path / "merged")
     torch.testing.assert_close(logits(tmp_path / "merged", ids), logits(adapter, ids), rtol=1e-5, atol=5e-5)
 
@@ -80,9 +87,15 @@ def test_a_stage_runs_on_an_adapter(train, video_file, monkeypatch, capsys):
 
 @pytest.mark.parametrize("config, complaint", [
     ({"use_rslora": True}, "use_rslora is more than plain LoRA"),
+    ({"use_dora": True}, "use_dora is more than plain LoRA"),
     ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern is more than plain LoRA"),
+    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is more than plain LoRA"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights is more than plain LoRA"),  # it changes the base's weights
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save is more than plain LoRA"),
+    ({"of_a_later_version": 1}, "of_a_later_version is more than plain LoRA"),
+    ({"peft_type": "LOHA"}, "peft_type is more than plain LoRA"),
     ({"r": 8}, "size mismatch for .*lora_A.weight"),
-    ({"base_model_name_or_path": "nowhere/at-all"}, "nowhere/at-all: neither a directory nor"),
+    ({"base_model_name_or_path": "nowhere/at-all"}, "nowhere/at-all, which .*adapter names as its base: neither a directory nor"),
 ])
 def test_other_adapters_are_refused_by_name(train, config, complaint, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -90,6 +103,16 @@ def test_other_adapters_are_refused_by_name(train, config, complaint, monkeypatc
     common.write_json(adapter / "adapter_config.json", common.read_json(adapter / "adapter_config.json") | config)
     with pytest.raises(common.InputError, match=complaint):
         common.load_model(adapter, ["cpu"])
+
+def test_the_base_counts_as_what_is_read(train, tmp_path):
+    shutil.copytree(MODEL, base := tmp_path / "base")
+    adapter, _ = train("adapter", "--tune", "lora", "--lora-rank", "4", model=base)
+    with pytest.raises(common.InputError, match="base is what is read, too"):  # --overwrite would delete it
+        train("base", "--tune", "lora", "--overwrite", model=adapter)
+    meta = lambda: common.make_meta(types.SimpleNamespace(model=str(adapter), input=[], output=tmp_path / "out"), [], tmp_path, [])["content"]["model"]
+    before, file = meta(), base / "model.safetensors"
+    safetensors.torch.save_file({name: 0.9 * tensor for name, tensor in safetensors.torch.load_file(file).items()}, file)
+    assert meta() != before
 
 def test_an_adapter_that_lacks_a_tensor_or_has_another_is_refused(train):
     adapter, _ = train("adapter", "--tune", "lora", "--lora-rank", "4")
@@ -100,7 +123,7 @@ def test_an_adapter_that_lacks_a_tensor_or_has_another_is_refused(train):
         common.load_model(adapter, ["cpu"])
     tensors.pop(f"base_model.model.{name}.lora_A.weight")
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(common.InputError, match=f"no weights for {name}.lora_A.weight"):
+    with pytest.raises(common.InputError, match=f"no weights for {name}.lora_A.weight; tools.merge merges such adapters"):
         common.load_model(adapter, ["cpu"])
 
 def test_peft_itself_loads_the_adapter(train, ids):

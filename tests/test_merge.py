@@ -108,7 +108,7 @@ FIRST = "model.language_model.layers.0.mlp.up_proj"
     (lambda factors: None, {"use_dora": True}, "use_dora is more than plain LoRA"),
     (lambda factors: None, {"use_rslora": True}, "use_rslora is more than plain LoRA"),
     (lambda factors: None, {"alpha_pattern": {"up_proj": 1}}, "alpha_pattern is more than plain LoRA"),
-    (lambda factors: None, {"peft_type": "IA3"}, "IA3 is more than plain LoRA"),
+    (lambda factors: None, {"peft_type": "IA3"}, "peft_type is more than plain LoRA"),
     (lambda factors: None, {"base_model_name_or_path": "/nowhere"}, "base /nowhere is neither a directory nor"),
     (lambda factors: factors.update({FIRST: factors[FIRST][:1]}), {}, f"of {FIRST}.weight one factor is missing"),
     (lambda factors: factors.update({FIRST: (factors[FIRST][0][:2], factors[FIRST][1])}), {}, "its rank is not r = 4"),

@@ -127,6 +127,13 @@ def test_another_class_and_a_truncated_file_are_refused_by_name(tmp_path):
         with pytest.raises(common.InputError, match=f"unknown class {kind}, not internvl.*{hint}"):
             common.load_model(tmp_path / "model", ["cpu"])
 
+def test_out_of_memory_while_loading_does_not_blame_the_file(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(safetensors, "safe_open", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        common.load_model(MODEL, ["cpu"])
+
 def test_out_of_memory_ends_in_what_was_asked_and_what_helps(monkeypatch):
     def main():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.20 GiB free.")

@@ -103,7 +103,7 @@ def five_layers(model):
     model.config.text_config.layer_types = ["full_attention"] * 5
     return model
 
-@pytest.mark.parametrize("n_devices", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_devices", [1, 2, 3, 5, 6])  # of the last one device has no layer
 def test_split_equals_unsplit(five_layers, tokenizer, video, n_devices):
     whole = step(copy.deepcopy(five_layers), tokenizer, video)
     with VirtualDevices():
@@ -180,6 +180,17 @@ def test_the_plan_is_printed_and_followed(model, monkeypatch, capsys):
     assert first.startswith("cpu: model.vision_tower.embeddings.cls_token to model.language_model.layers.1.") and last.startswith("cpu:0: model.language_model.layers.2.")
     assert "to lm_head.weight, 0.00 GiB" in last
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(split.parameters(), model.parameters(), strict=True))
+
+def test_a_device_gets_one_copy_of_the_mask(model, tokenizer, video, monkeypatch):
+    """Layers 2 and 3 lie on the second device. Each copy makes the devices wait for each other, so the second layer gets the first one's."""
+    masks = []
+    with VirtualDevices():
+        parts, device = spread(model, 2)
+        for layer in parts.model.language_model.layers[2:]:
+            layer.register_forward_pre_hook(lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
+        for _ in range(2):  # two videos
+            common.branch_logps(parts, look(video, device), [common.encode_branch(tokenizer, *branch) for branch in BRANCHES])
+    assert masks[0] is masks[1] and masks[2] is masks[3] and masks[0] is not masks[2] and str(masks[0].device) == "cpu:2"
 
 def test_without_a_hook_it_raises(model, tokenizer, video):
     with VirtualDevices():

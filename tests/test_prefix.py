@@ -75,6 +75,16 @@ def test_decoding_behind_one_cache_equals_one_generate_each(model, tokenizer, fr
                              eos_token_id=end, pad_token_id=end)[0, ids.shape[1]:]
         assert whole == (end in out) and text == tokenizer.decode(out, skip_special_tokens=True).strip() != ""
 
+def test_the_video_is_read_once(model, tokenizer, frames, monkeypatch):
+    """However much is asked: the tower runs for the first question alone, without gradients, and the video is prefilled once."""
+    lengths, forward = [], model.model.language_model.forward
+    monkeypatch.setattr(model.model.language_model, "forward", lambda *args, **kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]) or forward(*args, **kwargs))
+    video = common.Video(model, tokenizer, frames)
+    assert not video.inputs["mm_encoder_outputs"]["image"].pooler_output.requires_grad
+    for question in QUESTIONS:
+        common.decode(model, tokenizer, video, [common.ANSWER_PROMPT.format(question=question)], 3)
+    assert [length for length in lengths if length >= video.ids.shape[1]] == [video.ids.shape[1]]
+
 def test_a_model_with_other_attention_is_refused(model, tokenizer, frames):
     # it would see only what stands behind the video, and answer all the same
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(MODEL).eval()

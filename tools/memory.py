@@ -96,7 +96,7 @@ def plan(config, devices, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", type=Path, help="directory with a config.json of transformers' InternVL")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="directory with a config.json of transformers' InternVL, or an adapter of one")
     parser.add_argument("--devices", type=int, default=1, help="how many")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--frames", type=int, default=common.DEFAULT_FRAMES)
@@ -108,7 +108,10 @@ def main():
     parser.add_argument("--lora-rank", type=int, default=16, help="as in dpo.py")
     parser.add_argument("--activation-checkpointing", action="store_true", help="as in dpo.py")
     args = parser.parse_args()
-    config = transformers.InternVLConfig.from_pretrained(args.model)
+    base = Path(common.read_adapter(args.model)[0])
+    if (kind := common.read_json(base / "config.json", "model_type")[0]) != "internvl":  # another one would be taken for the default InternVL
+        raise common.InputError(f"{base}: unknown class {kind}, not internvl")
+    config = transformers.InternVLConfig.from_pretrained(base)
     rows = plan(config, [f"device {n}" for n in range(args.devices)], args)
     print(f"{args.frames * config.image_seq_length:,} visual tokens, {args.pairs} pairs a video, {args.dtype}; GiB")
     print(f"{'':10}{'layers':>8}{'weights':>10}{'gradients':>11}{'AdamW':>9}{'activations':>13}{'training':>10}{'answering':>11}")

@@ -27,12 +27,7 @@ def read_adapter(directory):
     path, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     if not path.exists() or not weights.exists():
         raise common.InputError(f"{directory}: no adapter ({path.name} and {weights.name} make one)")
-    base, kind, rank, alpha = common.read_json(path, "base_model_name_or_path", "peft_type", "r", "lora_alpha")
-    config = common.read_json(path)
-    more = [key for key in config if key.startswith("use_") or key.endswith(("_config", "_pattern")) or key == "fan_in_fan_out"]
-    more = [key for key in more if config[key]]
-    if kind != "LORA" or more:
-        raise common.InputError(f"{path}: {more[0] if more else kind} is more than plain LoRA, which is all that is merged here")
+    base, rank, alpha = common.read_adapter(directory)
     read_header(weights)  # InputError where it is cut off
     tensors, factors = safetensors.torch.load_file(weights), {}
     for key, tensor in tensors.items():
