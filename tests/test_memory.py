@@ -70,3 +70,16 @@ def test_it_prints_a_table(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["memory.py", str(MODEL), "--devices", "2", "--dtype", "float32", "--frames", "8", "--activation-checkpointing"])
     memory.main()
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [["device", "0"], ["device", "1"], ["in", "all"]]
+
+def test_of_an_adapter_the_base_is_counted_and_another_class_is_not(capsys, monkeypatch, tmp_path):
+    common.write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": str(MODEL), "r": 4, "lora_alpha": 8})
+    printed = []
+    for model in (MODEL, tmp_path):
+        monkeypatch.setattr("sys.argv", ["memory.py", str(model), "--tune", "lora"])
+        memory.main()
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    common.write_json(tmp_path / "config.json", {"model_type": "llava"})
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(common.InputError, match="unknown class llava, not internvl"):
+        memory.main()
