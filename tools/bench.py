@@ -397,11 +397,11 @@ def main():
     args = parser.parse_args()
     args.frames = 32 if args.long else 8
     with tempfile.TemporaryDirectory() as directory:
-        shape = (160, torch.bfloat16) if args.what == "load" else ()
+        shape = (160, torch.bfloat16) if args.what == "load" else (LAYERS, torch.float32)
         writer = multiprocessing.get_context("spawn").Process(target=write_model, args=(directory, *shape))
         writer.start()  # a process of its own, for a process starts with the peak memory of the one that made it
         writer.join()
-        print(f"{LAYERS} layers x {HIDDEN}, {args.frames * TOKENS} video tokens, {QUESTIONS} questions x 2 answers of {ANSWER_WORDS + 1} tokens, "
+        print(f"{shape[0]} layers x {HIDDEN}, {args.frames * TOKENS} video tokens, {QUESTIONS} questions x 2 answers of {ANSWER_WORDS + 1} tokens, "
               f"torch {torch.__version__}, {torch.get_num_threads()} threads")
         figures = benches[args.what](directory, args)
         if args.json:
