@@ -325,7 +325,7 @@ def load_model(path, devices=None, dtype=None):
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
     model.model.language_model.rotary_emb = type(model.model.language_model.rotary_emb)(config.text_config).to(devices[0])  # its buffers are in no file
     if missing := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
-        raise InputError(f"{path}: there are no weights for {missing[0]}; " + ("tools.merge merges such adapters" if rank else "only *.safetensors files are read"))
+        raise InputError(f"{path}: there are no weights for {missing[0]}; " + ("tools.merge merges such adapters" if rank else f"*.safetensors files, which alone are read: {len(files)}"))
     if len(set(devices)) > 1:
         move_activations(model)
         for device in dict.fromkeys(place(name) for name, _ in model.named_parameters()):  # with few layers some hold nothing

@@ -90,8 +90,7 @@ def make_batches(groups, args):
     order = [group for _ in range(args.epochs) for group in shuffle.sample(groups, len(groups))]
     return order, [order[first:first + args.videos_per_step] for first in range(0, len(order), args.videos_per_step)]
 
-def learning_rate(args, step, n_steps):
-    """Linear warm-up over the first --warmup of the steps, then a cosine down to 0."""
+def learning_rate(args, step, n_steps):  # linear warm-up over the first --warmup of the steps, then a cosine down to 0
     warmup = math.ceil(args.warmup * n_steps)
     return args.lr * (step + 1) / warmup if step < warmup else args.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
@@ -209,8 +208,9 @@ def main():
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
     masters = [weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights]  # bfloat16 would round small updates away
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
-    state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters)) / 2**30
-    print(f"beside the model's weights: {state:.2f} GiB for gradients and AdamW; with activations, by device: python -m tools.memory {base} --tune {args.tune}")
+    for device in dict.fromkeys(weight.device for weight in weights):
+        state = sum(weight.nbytes + (8 if master is weight else 16) * weight.numel() for weight, master in zip(weights, masters) if weight.device == device)
+        print(f"{device}: {state / 2**30:.2f} GiB for gradients and AdamW beside the weights; with activations: python -m tools.memory {base} --tune {args.tune}")
     reference = reference_logps(model, tokenizer, groups, root, args)
     order, batches = make_batches([group for group in groups if group[0] in reference], args)
     done = load_checkpoint(args.output, masters, weights, optimizer)

@@ -111,6 +111,12 @@ def test_a_device_that_is_not_there_is_said_so():
     with pytest.raises(common.InputError, match="CUDA|accelerator"):
         common.load_model(MODEL, ["cuda:0"])
 
+def test_pickled_weights_are_not_read(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(common.InputError, match="no weights for .*; \\*.safetensors files, which alone are read: 0"):
+        common.load_model(tmp_path / "model", ["cpu"])
+
 def test_neither_a_directory_nor_on_the_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(common.InputError, match="neither a directory nor"):
