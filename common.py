@@ -29,7 +29,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 DEFAULT_FRAMES, FOLDER_FPS = 32, 3.0  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
 IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (".jpg", ".jpeg", ".png", ".webp", ".bmp"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
 PLAIN_LORA = set("base_model_name_or_path r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform task_type inference_mode auto_mapping "
-                 "peft_version peft_type=LORA bias=none init_lora_weights=True init_lora_weights=gaussian qalora_group_size megatron_core".split())
+                 "peft_version peft_type=LORA bias=none init_lora_weights=True init_lora_weights=gaussian qalora_group_size megatron_core".split())  # what adapter_config.json may say
 END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 
