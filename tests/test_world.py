@@ -1,4 +1,5 @@
 """The tiny world says the truth: what its questions.json claims can be measured in its .mp4 files."""
+import functools
 import json
 from collections import Counter
 
@@ -17,6 +18,7 @@ def root(tmp_path_factory):
         world.write_split(root, split, 40, seed=0)
     return root
 
+@functools.lru_cache  # six questions ask about one video
 def measure(path):
     """Oracle: {color: (frames, 2) centre of its pixels, nan where it is not seen}, from the file alone."""
     capture, centres = cv2.VideoCapture(str(path)), {color: [] for color in world.COLORS}
