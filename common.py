@@ -358,7 +358,7 @@ class Video:
     def __init__(self, model, tokenizer, frames):
         pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(model.device, model.dtype)
         self.ids = torch.tensor([encode_prefix(tokenizer, model.config, len(frames))], device=model.device)  # (1, P), a placeholder for each visual token
-        self.inputs = {"mm_encoder_outputs": {"image": model.get_image_features(pixel_values=pixels)}}  # forward takes them in place of pixels
+        self.inputs = {"mm_encoder_outputs": {"image": model.get_image_features(pixel_values=pixels)}}  # (F, tokens a frame, hidden), in place of pixels
         self.cache = None  # keys and values of the P tokens, once prefilled
 
 def watch_each(model, tokenizer, groups, root, args, desc=None):

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 import common
+import dpo
 
 class Kept(torch.autograd.Function):
     """In attention's place: keeps for the backward pass what flash attention keeps."""
@@ -72,7 +73,7 @@ def plan(config, devices, args):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
     if rank:
         common.add_lora(model.model.language_model.layers, rank, 2 * rank)
-    trained_names = {name for name, _ in model.named_parameters() if name.startswith(("model.language_model", "lm_head")) and (not rank or ".lora_" in name)}
+    dpo.freeze_all_but_language(model, tune=args.tune)
     place, layers = common.plan_placement(config, devices), common.split_layers(text.num_hidden_layers, len(devices))
     video = args.frames * (config.image_seq_length + 8)  # and its "Frame1: <img></img>"
     tokens, answers = video + 2 * args.pairs * (args.question_tokens + args.answer_tokens), 2 * args.pairs * args.answer_tokens
@@ -84,7 +85,7 @@ def plan(config, devices, args):
     rows = []
     for number, device in enumerate(devices):
         here = [(name, weight) for name, weight in model.named_parameters() if place(name) == device]
-        trained = [weight for name, weight in here if name in trained_names]
+        trained = [weight for _, weight in here if weight.requires_grad]
         n_trained, n_layers = sum(weight.numel() for weight in trained), layers.count(number)
         kept = n_layers * (boundary if args.activation_checkpointing else a_layer) + copies * (number > 0) + head * (number == len(devices) - 1)
         row = {"layers": n_layers, "weights": sum(weight.nbytes for _, weight in here), "gradients": sum(weight.nbytes for weight in trained),
