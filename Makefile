@@ -1,6 +1,7 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
 # make test    the tests: under a minute, no network, no GPU
 # make test-slow    kills, real clips (downloaded once), spoilt files: a few minutes
+# make lint    is the code formatted, and clean under the rules of pyproject.toml? Two seconds
 # make study   the loop beside its controls, three seeds each: under two hours; BASES=3: on two more base models, an hour and a half more
 
 PYTHON ?= python3
@@ -14,6 +15,9 @@ test: .venv/ready-dev
 test-slow: .venv/ready-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 500
+
+lint: .venv/ready-dev
+	.venv/bin/ruff format --check . && .venv/bin/ruff check .
 
 study: .venv/ready-dev
 	.venv/bin/python -m tools.study --bases $(or $(BASES),1)
@@ -38,4 +42,4 @@ study: .venv/ready-dev
 clean:
 	rm -rf .venv runs
 
-.PHONY: loop test test-slow study clean
+.PHONY: loop test test-slow lint study clean
