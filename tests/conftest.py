@@ -1,8 +1,8 @@
 """What several tests share. Run with `make test`, or `python -m pytest` from the root."""
+
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,13 +14,16 @@ from shapes import world  # noqa: E402
 
 MODEL = Path(__file__).parent.parent / "shapes" / "model"
 
+
 @pytest.fixture(scope="session")
 def model():
     return common.load_model(MODEL, ["cpu"])
 
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return common.load_tokenizer(MODEL)
+
 
 @pytest.fixture(scope="session")
 def video_file(tmp_path_factory):
@@ -28,6 +31,7 @@ def video_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "scene.mp4"
     world.render(world.make_scene(0, "dev", 2), path)
     return path
+
 
 @pytest.fixture
 def frames(video_file):
