@@ -1,11 +1,10 @@
-"""What two stages or more use: the record, outputs that go on where they stopped, frames, placement, and the one idea: a video is read once.
-Letters in comments: F frames, P prefix tokens (the video), T tokens, B branches (a question with one answer), A answer tokens.
+"""What two stages or more use: the record, JSONL files, outputs that resume, options, frames.
+
+It imports none of the project's other modules: everything else may use it.
 """
 
 import argparse
-import functools
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -15,65 +14,33 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import filelock
-import huggingface_hub
 import numpy as np
 import safetensors
 import torch
 import transformers
-from tqdm import tqdm
-from transformers.conversion_mapping import get_model_conversion_mapping
 
-DEFAULT_FRAMES, FOLDER_FPS = (
-    32,
-    3.0,
-)  # where config.json has no `num_frames`; of a folder of frames, which is a video too (as in MVBench)
-IMAGE_SUFFIXES, IMAGE_MEAN, IMAGE_STD = (
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp"),
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # ImageNet's, RGB
-PLAIN_LORA = set(
-    [
-        "base_model_name_or_path",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "task_type",
-        "inference_mode",
-        "auto_mapping",
-        "peft_version",
-        "peft_type=LORA",
-        "bias=none",
-        "init_lora_weights=True",
-        "init_lora_weights=gaussian",
-        "qalora_group_size",
-        "megatron_core",
-    ]
-)  # what adapter_config.json may say
-END_OF_TURN = (
-    "<|im_end|>"  # of every InternVL chat template; counted as the last token of an answer
-)
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
+DEFAULT_FRAMES = 32  # of a video, if the model's config.json has no `num_frames`
+FOLDER_FPS = 3.0  # frames per second of a folder of frames, as in MVBench
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class InputError(Exception):
-    """Something that a user can mend."""
+    """Something that a user can fix. `run` prints it without a traceback."""
 
 
 def run(main):
-    """Calls a stage's main. What a user can mend, a full disk among it, or Ctrl-C ends it with one line and exit code 1 or 130."""
+    """Run a stage's main; what a user can fix ends it with a message, not with a traceback.
+
+    Exit code: 0, 1 after an error (a full disk and too little memory among them), 130 after Ctrl-C.
+    """
     transformers.utils.logging.disable_progress_bar()
-    os.environ.setdefault(
-        "OPENCV_FFMPEG_LOGLEVEL", "-8"
-    )  # what is wrong with a video stands in its rows
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors of a video are in its rows
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         main()
@@ -81,888 +48,677 @@ def run(main):
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except torch.OutOfMemoryError as error:  # its message says what was asked and what was free
         sys.exit(
-            f"{error}\nWhat helps: more --devices; in dpo.py --activation-checkpointing; fewer --frames (with --overwrite: that changes what comes out)"
+            f"{error}\nWhat helps: more --devices; in dpo.py --activation-checkpointing; "
+            "fewer --frames (with --overwrite: that changes the output)"
         )
-    except (KeyboardInterrupt, OSError, safetensors.SafetensorError) as error:
-        fault, command = (
-            f": {error}; with this mended" * bool(str(error)),
-            shlex.join(part for part in sys.orig_argv[1:] if part != "--overwrite"),
-        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command resumes: {command()}", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, safetensors.SafetensorError) as error:
         print(
-            f"\nstopped{fault or ';'} the same command goes on: python {command}", file=sys.stderr
+            f"\nstopped: {error}. Once this is fixed, the same command resumes: {command()}",
+            file=sys.stderr,
         )
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        sys.exit(1)
 
 
-# ---------------------------------------------------------------- the record
-ERROR_TYPES = (
-    "factual_inaccuracy",
-    "temporal_ordering",
-    "spatial_relationship",
-    "object_hallucination",
-    "causal_reasoning",
-    "detail_omission",
-)
-RECORD = {  # the only home of the schema: key -> (stage that writes it, type, meaning); a stage adds keys and edits none
-    "id": ("generate", str, "<video>/<kind>/<n>, unique"),
-    "video": ("generate", str, "path relative to the videos' root, which <output>.meta.json keeps"),
-    "kind": ("generate", str, "spatial or temporal"),
-    "question": ("generate", str, "written by the model"),
-    "initial": ("generate", str, "the first answer"),
-    "critique": ("critique", str, "what is wrong with it, free text"),
-    "error_types": (
+def command() -> str:
+    """Give the command that this process was started with, but for --overwrite."""
+    words = [word for word in sys.orig_argv[1:] if word != "--overwrite"]
+    return f"python {shlex.join(words)}"
+
+
+# ------------------------------------------------------------------------------
+# The record
+
+# What an answer may have wrong, and how the critique prompt explains it. The only home of both:
+# the prompt, the parser of verdicts and the check of files are made from this table.
+ERROR_TYPES = {
+    "factual_inaccuracy": "something that the video contradicts",
+    "temporal_ordering": "wrong order of events",
+    "spatial_relationship": "wrong place or direction between objects",
+    "object_hallucination": "something that is not there",
+    "causal_reasoning": "wrong cause",
+    "detail_omission": "something that matters is left out",
+}
+
+
+class Field(NamedTuple):
+    """A key of the record."""
+
+    stage: str  # that writes it
+    kind: type | tuple
+    meaning: str
+
+
+# The only home of the schema. A row is a JSON object; a stage adds keys and edits none.
+RECORD = {
+    "id": Field("generate", str, "<video>/<kind>/<n>, unique"),
+    "video": Field("generate", str, "path below the videos' root, which meta.json has"),
+    "kind": Field("generate", str, "spatial or temporal, or another key of generate.ASPECTS"),
+    "question": Field("generate", str, "written by the model"),
+    "initial": Field("generate", str, "the first answer"),
+    "critique": Field("critique", str, "what is wrong with it, free text"),
+    "error_types": Field(
         "critique",
         (list, type(None)),
         "read from the critique: [] for a right answer, null if unreadable",
     ),
-    "revised": ("refine", str, "the answer after the critique"),
-    "chosen": ("refine", str, "the revised answer, where it makes a pair"),
-    "rejected": ("refine", str, "the initial answer, where it makes a pair"),
-    "dropped": ("any", str, "why the row makes no pair; later stages pass it over"),
+    "revised": Field("refine", str, "the answer after the critique"),
+    "chosen": Field("refine", str, "the revised answer, if it makes a pair"),
+    "rejected": Field("refine", str, "the initial answer, if it makes a pair"),
+    "dropped": Field("any", str, "why the row makes no pair; later stages skip it"),
 }
 
 
-def read_json(path, *keys):
-    """What stands in a JSON file; of an object the values of `keys`, where any are given. InputError names file and key."""
+def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict]:
+    """Read the rows of a JSONL file.
+
+    Args:
+        require: keys that every row must have
+        incomplete: skip a last line without its line end, which a stopped process may leave
+
+    Raises:
+        InputError: with file and line, for what is not a record
+    """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [value[key] for key in keys] if keys else value
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: {error!r}") from error
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if incomplete and lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
 
-
-def read_jsonl(path, require=(), torn=False):
-    """Rows of a JSONL file, dicts. require: keys of every row; torn: pass over a last line without its end. InputError names file and line."""
-    lines, rows = Path(path).read_bytes().splitlines(keepends=True), {}
-    for number, line in enumerate(
-        lines[:-1] if torn and lines and not lines[-1].endswith(b"\n") else lines, 1
-    ):
+    rows = []
+    ids = set()
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from error
-        if fault := find_fault(row, require) or (
-            row.get("id") in rows and f"the id {row['id']!r} stands twice"
-        ):
-            raise InputError(f"{path}, line {number}: {fault}")
-        rows[row.get("id", number)] = row
-    return list(rows.values())
+            raise InputError(f"{where}: not JSON in UTF-8 ({error})") from error
+        if fault := find_fault(row, require):
+            raise InputError(f"{where}: {fault}")
+        if "id" in row:
+            if row["id"] in ids:
+                raise InputError(f"{where}: duplicate id {row['id']!r}")
+            ids.add(row["id"])
+        rows.append(row)
+    return rows
 
 
-def find_fault(
-    row, require
-):  # what keeps a row from being a record, or None; a dropped row needs only the first two keys, id and video
+def find_fault(row, require: tuple) -> str | None:
+    """Say why a row is not a record with the required keys; None if it is one."""
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
-    faults = [
-        f"no key {key!r}, which {RECORD[key][0]}.py writes"
-        for key in (require[:2] if "dropped" in row else require)
-        if key not in row
-    ]
-    faults += [
-        f"{key!r} has the type {type(row[key]).__name__}"
-        for key in RECORD
-        if key in row and not isinstance(row[key], RECORD[key][1])
-    ]
-    return next(
-        iter(
-            faults
-            or [
-                f"unknown error type {error!r}"
-                for error in row.get("error_types") or ()
-                if error not in ERROR_TYPES
-            ]
-        ),
-        None,
-    )
+    needed = ("id", "video") if "dropped" in row else require
+    for key in needed:
+        if key not in row:
+            return f"no key {key!r}, which {RECORD[key].stage}.py writes"
+    for key, field in RECORD.items():
+        if key in row and not isinstance(row[key], field.kind):
+            return f"{key!r} has the type {type(row[key]).__name__}"
+    for error in row.get("error_types") or ():
+        if error not in ERROR_TYPES:
+            return f"unknown error type {error!r}"
+    return None
 
 
-def group_by_video(rows):  # -> [(video, its rows), ...] in order of first appearance
+def group_by_video(rows: list[dict]) -> list[tuple[str, list[dict]]]:
+    """Group rows by their video -> [(video, its rows), ...], in order of first appearance."""
     groups = {}
     for row in rows:
         groups.setdefault(row["video"], []).append(row)
     return list(groups.items())
 
 
-# ---------------------------------------------------------------- the command line and the output
-def make_parser(doc, output, input=None, needs_output=True, needs_model=True):
-    """The options that all stages share. doc: the stage's docstring, which --help shows; output, input: the files' names."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+def read_json(path):
+    """Read a JSON file; InputError names the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON in UTF-8 ({error})") from error
+
+
+def read_keys(path, *keys: str) -> list:
+    """Read the values of these keys of the object in a JSON file; InputError names file and key."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: an object is expected, not {type(value).__name__}")
+    for key in keys:
+        if key not in value:
+            raise InputError(f"{path}: no key {key!r}")
+    return [value[key] for key in keys]
+
+
+def write_json(path, value):
+    """Write a JSON file, whole or not at all."""
+    replace(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path, rows: list[dict]):
+    """Write a JSONL file, whole or not at all."""
+    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def replace(path, text: str):
+    """Write a text beside a file, then rename it, so that the file is never half written."""
+    part = Path(f"{path}.part")
+    part.write_bytes(text.encode())
+    os.replace(part, path)
+
+
+# ------------------------------------------------------------------------------
+# The command line
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the stage's docstring as it is written, and every option's default.
+
+    A default of None is not printed: the option's own help text says what happens then.
+    """
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def at_least(least: int):
+    """Make an argparse type: a whole number that is not below `least`."""
+
+    def whole_number(text):
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too low, it must be {least} or more")
+        return value
+
+    whole_number.__name__ = "whole number"  # argparse: invalid whole number value: 'x'
+    return whole_number
+
+
+def make_parser(
+    doc: str,
+    output: str,
+    input: str,
+    *,
+    several_inputs: bool = False,
+    videos: bool = True,
+    required: tuple = ("model", "input", "output"),
+):
+    """Make a parser with the options that all stages share.
+
+    Args:
+        doc: the stage's docstring, which --help shows
+        output, input: help texts, which name the files
+        several_inputs: whether --input takes more than one path
+        videos: whether --input is rows about videos that may have moved (--videos)
+        required: options that must be given
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
+
+    files = parser.add_argument_group("what is read and written")
+    files.add_argument(
+        "--input",
+        required="input" in required,
+        nargs="+" if several_inputs else None,
+        metavar="PATH",
+        help=input,
     )
-    parser.add_argument("--model", required=needs_model, help="model directory or hub name")
-    if input:
-        parser.add_argument("--input", required=True, help=input)
-        parser.add_argument(
+    if videos:
+        files.add_argument(
             "--videos",
-            help="the videos' root, where it moved (default: what the input's meta.json says)",
+            metavar="DIR",
+            help="the videos' root, if it has moved (default: the input's meta.json says it)",
         )
-    parser.add_argument("--output", type=Path, required=needs_output, help=output)
-    parser.add_argument("--overwrite", action="store_true", help="start the output anew")
-    parser.add_argument(
-        "--devices",
-        help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)",
+    files.add_argument(
+        "--output",
+        type=Path,
+        required="output" in required,
+        metavar="PATH",
+        help=f"{output}; run again, the stage resumes",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="default: float32 on a CPU, bfloat16 on CUDA",
+    files.add_argument("--overwrite", action="store_true", help="start the output anew")
+    files.add_argument(
+        "--limit", type=at_least(1), metavar="N", help="only N videos (default: all)"
     )
-    parser.add_argument(
-        "--frames",
-        type=int,
-        help=f"frames a video (default: what the checkpoint says, else {DEFAULT_FRAMES})",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="only N videos")
-    parser.add_argument(
+    files.add_argument(
         "--max-bad",
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="stop when more than this share of the videos is unreadable (1.0: never)",
+        help="stop if more than this share of the videos is unreadable; 1.0: never",
     )
-    parser.add_argument(
-        "--shard",
-        default="0/1",
-        help="i/n: every n-th video from the i-th on, i < n; afterwards cat the outputs",
+
+    model = parser.add_argument_group("the model")
+    model.add_argument(
+        "--model",
+        required="model" in required,
+        help="directory of a checkpoint or of a LoRA adapter, or hub name",
+    )
+    model.add_argument(
+        "--frames",
+        type=at_least(1),
+        metavar="N",
+        help=f"frames of a video (default: the checkpoint says it, else {DEFAULT_FRAMES})",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights (default: float32 on a CPU, bfloat16 on a GPU)",
+    )
+
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument(
+        "--devices",
+        help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)",
     )
     return parser
 
 
-def take_shard(videos, shard):  # of shard 'i/n' the videos i, i + n, i + 2n, ...
-    if not (match := re.fullmatch(r"(\d+)/(\d+)", shard)) or int(match[1]) >= int(match[2]):
-        raise InputError(f"--shard {shard}: expected i/n with i < n, such as 0/4")
+def add_shard(parser):
+    """Add --shard, for stages whose outputs can be made in parts and joined."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--shard",
+        default="0/1",
+        metavar="I/N",
+        help="every N-th video from the I-th on, I < N; afterwards cat the outputs",
+    )
+
+
+def take_shard(videos: list, shard: str) -> list:
+    """Take the videos I, I + N, I + 2N, ... of shard 'I/N'."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or int(match[1]) >= int(match[2]):
+        raise InputError(f"--shard {shard}: expected I/N with I < N, such as 0/4")
     return videos[int(match[1]) :: int(match[2])]
 
 
-def make_meta(args, prompts, root, inputs):
-    """What <output>.meta.json keeps. `content` decides whether an output may be gone on with; the rest is for readers. InputError for odd arguments."""
-    if low := [
-        key
-        for key, value in vars(args).items()
-        if type(value) is int and value < (key not in ("seed", "spatial", "temporal"))
-    ]:
-        raise InputError(f"--{low[0].replace('_', '-')} {vars(args)[low[0]]} is too low")
-    models = dict.fromkeys(
-        map(Path, (args.model, read_adapter(args.model)[0]))
-    )  # an adapter, and its base
-    if args.output.resolve() in [
-        Path(part).resolve()
-        for part in (*models, *([args.input] if isinstance(args.input, str) else args.input))
-    ]:
-        raise InputError(f"--output {args.output} is what is read, too; name another")
-    where_not_what = (
-        "devices",
-        "output",
-        "overwrite",
-        "input",
-        "model",
-        "videos",
-        "ask",
-        "max_bad",
-        "save_every",
-        "activation_checkpointing",
+def read_input(args, require: tuple) -> tuple[Path, list]:
+    """Read the rows that a stage works on.
+
+    Returns:
+        (root of their videos, [(video, its rows), ...])
+    """
+    groups = group_by_video(read_jsonl(args.input, require))
+    path = meta_path(args.input)
+    if path.exists():
+        root, stage, finished = read_keys(path, "root", "stage", "finished")
+        if not finished:
+            raise InputError(
+                f"{args.input} is unfinished; the command that began it resumes it: {stage}"
+            )
+    else:
+        root = None
+    if args.videos or root:
+        return Path(args.videos or root), groups
+    raise InputError(
+        f"{args.input} has no meta.json beside it that says where its videos are; "
+        "say it with --videos DIR"
     )
-    content = {key: value for key, value in vars(args).items() if key not in where_not_what}
-    content |= {
-        "model": fingerprint(*models),
-        "prompts": fingerprint(*prompts),
-        "inputs": fingerprint(*inputs),
-    }
+
+
+# ------------------------------------------------------------------------------
+# meta.json: what an output was made from
+
+# Arguments that say where or how, but not what: the output may be resumed with other values
+NOT_CONTENT = (
+    "activation_checkpointing",
+    "ask",
+    "devices",
+    "input",
+    "max_bad",
+    "model",
+    "output",
+    "overwrite",
+    "save_every",
+    "videos",
+)
+MODEL_SUFFIXES = (".json", ".jinja", ".safetensors")  # of the files that make a model
+
+
+def meta_path(output) -> Path:
+    """Give the path of the meta.json that belongs to an output."""
+    return Path(f"{output}.meta.json")
+
+
+def make_meta(args, prompts: list, root, groups: list) -> dict:
+    """Describe a run for <output>.meta.json.
+
+    `content` decides whether an output may be resumed: arguments, and fingerprints of the model,
+    the prompts and the rows that are read. The rest is for readers.
+    """
+    models = model_directories(args.model)
+    inputs = args.input if isinstance(args.input, list) else [args.input]
+    read = [Path(path).resolve() for path in (*models, *inputs)]
+    if args.output.resolve() in read:
+        raise InputError(f"--output {args.output} is also an input; choose another")
+
+    content = {key: value for key, value in vars(args).items() if key not in NOT_CONTENT}
+    content["model"] = fingerprint(*models)
+    content["prompts"] = fingerprint(*prompts)
+    content["inputs"] = fingerprint(*groups)
+    here = Path(__file__).parent
     git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False
     )
-    versions = {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "opencv": cv2.__version__,
-    }
     return {
         "stage": Path(sys.argv[0]).name,
         "arguments": json.loads(json.dumps(vars(args), default=str)),
         "content": content,
         "root": str(root),
         "commit": git.stdout.strip() or None,
-        "versions": versions,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "opencv": cv2.__version__,
+        },
         "process": os.getpid(),
         "finished": None,
     }
 
 
-def fingerprint(
-    *parts,
-):  # 16 hex digits of SHA-256 over texts and over the files of directories (64 KiB in every MiB of each), in order
+def model_directories(model) -> list[Path]:
+    """List the directories that a model is read from: its own, and its base's if it is LoRA."""
+    adapter = Path(model) / "adapter_config.json"
+    if not adapter.exists():
+        return [Path(model)]
+    [base] = read_keys(adapter, "base_model_name_or_path")
+    return [Path(model), Path(base)]
+
+
+def fingerprint(*parts) -> str:
+    """Hash texts, and the files that make models: 16 hex digits of SHA-256.
+
+    A file counts by its first 64 KiB of every MiB: reading all of a large model takes minutes.
+    """
+    sample = 2**16
+    stride = 2**20
     digest = hashlib.sha256()
     for part in parts:
-        files = (
-            [
-                file
-                for file in sorted(part.glob("*"))
-                if file.suffix in (".json", ".jinja", ".safetensors")
-            ]
-            if isinstance(part, Path)
-            else []
-        )
-        digest.update((" ".join(file.name for file in files) or f"{part}\0").encode())
-        digest.update(
-            b"".join(
-                np.memmap(file, mode="r")[first : first + 2**16].tobytes()
-                for file in files
-                for first in range(0, file.stat().st_size, 2**20)
-            )
-        )
+        files = []
+        if isinstance(part, Path):  # a directory of a model
+            files = [file for file in sorted(part.glob("*")) if file.suffix in MODEL_SUFFIXES]
+        names = " ".join(file.name for file in files)
+        digest.update((names or f"{part}\0").encode())
+        for file in files:
+            data = np.memmap(file, mode="r")
+            for start in range(0, len(data), stride):
+                digest.update(data[start : start + sample].tobytes())
     return digest.hexdigest()[:16]
 
 
-def meta_path(output):
-    return Path(f"{output}.meta.json")
+# ------------------------------------------------------------------------------
+# Outputs that resume
 
 
-def write_json(path, value):  # whole or not at all: written beside and renamed
-    Path(f"{path}.part").write_text(
-        json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    os.replace(f"{path}.part", path)
+def begin(output: Path, meta: dict, overwrite: bool):
+    """Lock an output and write its meta.json.
 
+    Returns:
+        the lock, which is held as long as the object lives; None if the output is finished
 
-def begin(output, meta, overwrite):
-    """Locks an output and writes its meta.json -> the lock, or None: it is finished. InputError if locked, or begun with other arguments."""
-    path, lock = (
-        meta_path(output),
-        filelock.FileLock(output.parent / f".{output.name}.lock", timeout=0, is_singleton=True),
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise InputError(
-            f"{output} is being written by process {read_json(path, 'process')[0]}"
-        ) from None
+    Raises:
+        InputError: if another process writes it, or it was begun with other arguments
+    """
+    path = meta_path(output)
+    lock = acquire_lock(output)
     if output.exists() and not path.exists():
         raise InputError(
-            f"{output} is there without {path.name}, so no stage wrote it: it is left as it is; name another --output, or remove it"
+            f"{output} exists without {path.name}, so no stage wrote it. It is left as it is: "
+            "choose another --output, or remove it"
         )
     if overwrite:
-        shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
+        remove(output)
     elif output.exists():
-        before, finished = read_json(path, "content", "finished")
-        if other := [key for key, value in meta["content"].items() if before.get(key) != value]:
-            raise InputError(
-                f"{output} was begun with {other[0]} = {before.get(other[0])}, now it is {meta['content'][other[0]]}; --overwrite starts anew"
-            )
+        check_same_content(output, meta)
+        [finished] = read_keys(path, "finished")
         if finished:
-            return print(f"{output} is finished; nothing to do")
+            print(f"{output} is finished; nothing to do")
+            return None
     write_json(path, meta)
     return lock
 
 
-class Output:
-    """A JSONL output, one write a video; an unfinished one is gone on with. groups: all that it will hold; left: what it does not hold yet."""
+def acquire_lock(output: Path):
+    """Lock an output against other processes; InputError names the one that writes it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    file = output.parent / f".{output.name}.lock"
+    lock = filelock.FileLock(file, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        [process] = read_keys(meta_path(output), "process")
+        raise InputError(f"{output} is being written by process {process}") from None
+    return lock
 
-    def __init__(self, path, args, meta, groups):
-        self.path, self.meta, self.rows, self.most_bad = path, meta, [], args.max_bad * len(groups)
-        self.begun, self.lock = time.time(), begin(path, meta, args.overwrite)
+
+def check_same_content(output: Path, meta: dict):
+    """Raise InputError if an output was begun with other arguments, in the user's own words."""
+    path = meta_path(output)
+    [before] = read_keys(path, "content")
+    differing = [key for key, value in meta["content"].items() if before.get(key) != value]
+    if not differing:
+        return
+    # Prompts are named last: other questions to evaluate.py are another input, with other prompts
+    key = min(differing, key=lambda key: key == "prompts")
+    if key == "model":
+        difference = tell_difference("model", path, meta)
+    elif key == "inputs":
+        difference = tell_difference("input", path, meta)
+    elif key == "prompts":
+        difference = "made with other prompts than the stage has now"
+    else:
+        then = describe_option(key, before.get(key))
+        now = describe_option(key, meta["content"][key])
+        difference = f"begun {then}, now it is {now}"
+    raise InputError(f"{output} was {difference}; --overwrite starts anew")
+
+
+def describe_option(key: str, value) -> str:
+    """Say how an option was given: 'with --frames 8', 'without --frames'."""
+    option = f"--{key.replace('_', '-')}"
+    if value is None or value is False:
+        return f"without {option}"
+    if value is True:
+        return f"with {option}"
+    return f"with {option} {value}"
+
+
+def tell_difference(option: str, path: Path, meta: dict) -> str:
+    """Say that the model or the input is not the one that meta.json has, or that it changed."""
+    [arguments] = read_keys(path, "arguments")
+    then = join_paths(arguments.get(option))
+    now = join_paths(meta["arguments"][option])
+    if then == now:
+        return f"made before the files of its {option} changed ({now})"
+    return f"made from another {option}: {then} then, {now} now"
+
+
+def join_paths(value) -> str:
+    """Write an option's value as on the command line: generate.py takes several inputs."""
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def remove(output: Path):
+    """Remove an output, a file or a directory."""
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
+
+
+class Output:
+    """A JSONL output, appended to once per video; an incomplete one is resumed.
+
+    Attributes:
+        finished: whether there is nothing to do
+        left: of the groups, those that are not in the output yet
+        rows: the rows that are in it
+    """
+
+    def __init__(self, path: Path, args, meta: dict, groups: list):
+        """Begin or resume an output for groups, [(video, its rows), ...]."""
+        self.path = path
+        self.meta = meta
+        self.rows = []
+        self.most_bad = args.max_bad * len(groups)
+        self.begun = time.time()
+        self.lock = begin(path, meta, args.overwrite)
         self.finished = self.lock is None
         if self.path.exists() and not self.finished:
-            rows, ids = (
-                read_jsonl(self.path, ("id", "video"), torn=True),
-                [row["id"] for _, rows in groups for row in rows],
-            )
-            if other := [
-                number
-                for number, row in enumerate(rows)
-                if row["id"] not in ids[number : number + 1]
-            ]:
+            self.resume(groups)
+        n_done = len(group_by_video(self.rows))
+        self.left = groups[n_done:]
+
+    def resume(self, groups: list):
+        """Keep the rows of complete videos, and cut off what follows them."""
+        rows = read_jsonl(self.path, ("id", "video"), incomplete=True)
+        ids = [row["id"] for _, rows_of_video in groups for row in rows_of_video]
+        for number, row in enumerate(rows):
+            expected = ids[number] if number < len(ids) else None
+            if row["id"] != expected:
                 raise InputError(
-                    f"{self.path}, line {other[0] + 1}: not the row that stood here; mend it, or --overwrite starts anew"
+                    f"{self.path}, line {number + 1}: not the row that belongs here; "
+                    "restore it, or start anew with --overwrite"
                 )
-            self.rows = [
-                row for row in rows if row["video"] != rows[-1]["video"]
-            ]  # the last one may lack rows: it is done again
-            os.truncate(
-                self.path,
-                sum(map(len, self.path.read_bytes().splitlines(keepends=True)[: len(self.rows)])),
-            )
-            print(
-                f"going on with {self.path}: {len(group_by_video(self.rows))} whole videos are there; what stood behind them is done again"
-            )
-        self.left = groups[len(group_by_video(self.rows)) :]
+        # The last video may lack rows, so it is done again
+        self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        n_bytes = sum(len(line) for line in lines[: len(self.rows)])
+        os.truncate(self.path, n_bytes)
+        n_videos = len(group_by_video(self.rows))
+        print(f"resuming {self.path}: {n_videos} videos are complete, what follows is done again")
 
-    def write(
-        self, rows
-    ):  # appends all rows of one video; InputError where by now too many videos are unreadable
+    def write(self, rows: list[dict]):
+        """Append all rows of one video; InputError if too many videos are unreadable by now."""
+        lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
         with self.path.open("ab") as file:
-            file.write(
-                b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-            )
+            file.write(b"".join(lines))
         self.rows += rows
-        if (
-            any("error" in row for row in rows)
-            and (n_bad := len({row["video"] for row in self.rows if "error" in row}))
-            > self.most_bad
-        ):
-            raise InputError(
-                f"{n_bad} videos are unreadable, more than --max-bad allows; what is wrong stands in {self.path} under `error`"
-            )
+        if any("error" in row for row in rows):
+            n_bad = len({row["video"] for row in self.rows if "error" in row})
+            if n_bad > self.most_bad:
+                raise InputError(
+                    f"{n_bad} videos are unreadable, more than --max-bad allows; "
+                    f"their errors are in {self.path} under `error`"
+                )
 
-    def finish(
-        self, kept
-    ):  # notes it in meta.json and accounts for all rows: 'rows in 12 = 7 pairs + 5 dropped (unchanged 5)'
+    def finish(self, kept: str):
+        """Note in meta.json that the output is finished, and account for all of its rows.
+
+        kept: what the rows are called that were not dropped, such as "pairs":
+            rows in 12 = 7 pairs + 5 dropped (unchanged 3, no_error_found 2)
+        """
         self.path.touch()
         drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
-        account = f"rows in {len(self.rows)} = {len(self.rows) - drops.total()} {kept} + {drops.total()} dropped"
-        account += (
-            f" ({', '.join(f'{reason} {n}' for reason, n in drops.most_common())})" if drops else ""
-        )
-        write_json(
-            meta_path(self.path),
-            self.meta
-            | {"finished": {"account": account, "seconds": round(time.time() - self.begun, 1)}},
-        )
+        n_kept = len(self.rows) - drops.total()
+        account = f"rows in {len(self.rows)} = {n_kept} {kept} + {drops.total()} dropped"
+        if drops:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in drops.most_common())
+            account += f" ({reasons})"
+        seconds = round(time.time() - self.begun, 1)
+        finished = {"account": account, "seconds": seconds}
+        write_json(meta_path(self.path), self.meta | {"finished": finished})
         print(f"{self.path}: {account}")
 
 
-# ---------------------------------------------------------------- videos
-def read_input(
-    args, require
-):  # the rows that a stage works on, after --shard and --limit -> (root of their videos, [(video, rows), ...])
-    path, groups = (
-        meta_path(args.input),
-        take_shard(group_by_video(read_jsonl(args.input, require)), args.shard)[: args.limit],
-    )
-    root, stage, finished = (
-        read_json(path, "root", "stage", "finished") if path.exists() else (args.videos, None, True)
-    )
-    if not root:
-        raise InputError(
-            f"{args.input} has no meta.json beside it that says where its videos are; say it with --videos DIR"
-        )
-    if not finished:
-        raise InputError(
-            f"{args.input} is unfinished; the command that began it goes on with it: {stage}"
-        )
-    return Path(args.videos or root), groups
+# ------------------------------------------------------------------------------
+# The frames of a video
 
 
-def frame_indices(total, fps, n, start=None, end=None, first=0):
-    """N frame numbers, from `first` on: the middles of n equal parts of [start, end] (seconds; None: all), rounded as InternVL and lmms-eval do, clamped."""
-    last = first + total - 1
-    begin = max(first, round(start * fps)) if start is not None else first
-    part = ((min(round(end * fps), last) if end is not None else last) - begin) / n
-    return [min(max(int(begin + part / 2 + round(part * i)), first), last) for i in range(n)]
+def sample_frames(path, n: int, start=None, end=None, fps=None) -> np.ndarray:
+    """Take n frames of a video file, or of a folder of images in the order of their numbers.
 
+    Args:
+        start, end: seconds between which they are taken; None: the whole video
+        fps: frames per second; default: what the file says, or FOLDER_FPS
 
-def read_video(path, choose):
-    """The frames that choose(how many, fps) names -> (their numbers, {number: image, BGR}). In order, for seeking is inexact; if need be twice."""
-    count = int(cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT))
-    for _ in range(2):
-        capture, total, count, frames = (
-            cv2.VideoCapture(str(path), cv2.CAP_FFMPEG),
-            max(count, 1),
-            0,
-            {},
-        )
-        wanted = choose(total, capture.get(cv2.CAP_PROP_FPS))
-        while capture.grab():
-            if count in wanted:
-                frames[count] = capture.retrieve()[1]
-            count += 1
-        if count == total:
-            return wanted, frames
-    raise OSError(
-        f"{path}: "
-        + (
-            "no such video"
-            if not path.exists()
-            else f"decodes to {count}, then {total} frames"
-            if count
-            else "no frame can be decoded"
-        )
-    )
+    Returns:
+        uint8 (n, height, width, 3), RGB
 
-
-def sample_frames(path, n, start=None, end=None, fps=None):
-    """N frames from start to end (seconds, by fps or the video's own) of a file or a folder of images -> uint8 (n, height, width, 3), RGB, or OSError."""
-    path, numbers = (
-        Path(path),
-        lambda file: [
-            int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)
-        ],
-    )
-    if path.is_dir() and (
-        images := sorted(
-            (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=numbers
-        )
-    ):
-        wanted = frame_indices(len(images), fps or FOLDER_FPS, n, start, end, first=1)
-        frames = {index: cv2.imread(str(images[index - 1])) for index in set(wanted)}
+    Raises:
+        OSError: if it cannot be read
+    """
+    path = Path(path)
+    images = list_images(path) if path.is_dir() else []
+    if images:
+        numbers = frame_indices(len(images), fps or FOLDER_FPS, n, start, end, first=1)
+        frames = {number: cv2.imread(str(images[number - 1])) for number in set(numbers)}
     else:
-        wanted, frames = read_video(
-            path, lambda total, own_fps: frame_indices(total, fps or own_fps, n, start, end)
-        )
-    try:
-        return np.stack([cv2.cvtColor(frames[index], cv2.COLOR_BGR2RGB) for index in wanted])
-    except (cv2.error, ValueError) as error:  # a frame that is None, or of another size
-        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
+
+        def choose(total, own_fps):
+            return frame_indices(total, fps or own_fps, n, start, end)
+
+        numbers, frames = read_video(path, choose)
+
+    for number in numbers:
+        if frames[number] is None:
+            raise OSError(f"{path}: frame {number} cannot be decoded")
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise OSError(f"{path}: the frames differ in size")
+    rgb = {number: cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for number, frame in frames.items()}
+    return np.stack([rgb[number] for number in numbers])
 
 
-def pixel_values(
-    frames, size
-):  # uint8 (F, H, W, 3) -> float32 (F, 3, size, size): bicubic with antialiasing, ImageNet mean and standard deviation
-    images = torch.nn.functional.interpolate(
-        torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True
-    )
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return (images.float() / 255 - mean) / std
+def list_images(folder: Path) -> list[Path]:
+    """List the images of a folder, in the order of the numbers in their names."""
+
+    def natural(file):
+        parts = re.split(r"(\d+)", file.name)  # text, digits, text, digits, ...
+        return [int(part) if part.isdecimal() else part for part in parts]
+
+    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(images, key=natural)
 
 
-# ---------------------------------------------------------------- models and their placement
-def load(args):  # -> (model, tokenizer) as the common options say
-    return load_model(
-        args.model,
-        args.devices and args.devices.split(","),
-        args.dtype and getattr(torch, args.dtype),
-    ), load_tokenizer(args.model)
+def frame_indices(total: int, fps: float, n: int, start=None, end=None, first=0) -> list[int]:
+    """Choose n of `total` frames, which are numbered from `first` on.
 
+    They are the middles of n equal parts of [start, end] (seconds; None: all), rounded and clamped
+    as InternVL and lmms-eval do it.
 
-def load_tokenizer(path):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    if (
-        tokenizer.chat_template is None
-        or len(tokenizer.encode(END_OF_TURN, add_special_tokens=False)) != 1
-    ):
-        raise InputError(
-            f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token"
-        )
-    return tokenizer
-
-
-def split_layers(n_layers, n_devices, first_weight=1.0):
-    """Device number of each decoder layer, contiguous, as even as can be: split_layers(5, 2) == [0, 0, 0, 1, 1]; first_weight: the first one's share."""
-    return [
-        int(max(0, layer * (first_weight + n_devices - 1) / n_layers + 1 - first_weight))
-        for layer in range(n_layers)
-    ]
-
-
-def plan_placement(
-    config, devices
-):  # -> a function: a tensor's name -> its device; video and embeddings on the first, norm and head on the last
-    layers = [
-        devices[number]
-        for number in split_layers(config.text_config.num_hidden_layers, len(devices))
-    ]
-    return lambda name: (
-        layers[int(layer[1])]
-        if (layer := re.match(r"model\.language_model\.layers\.(\d+)", name))
-        else devices[-1 if name.startswith(("model.language_model.norm", "lm_head")) else 0]
-    )
-
-
-def read_adapter(
-    path,
-):  # a checkpoint, or a LoRA adapter as PEFT writes it -> (the checkpoint below, rank or 0, alpha)
-    if not (file := Path(path) / "adapter_config.json").exists():
-        return path, 0, 0
-    if more := [
-        key
-        for key, value in read_json(file).items()
-        if value and not {key, f"{key}={value}"} & PLAIN_LORA
-    ]:
-        raise InputError(f"{file}: {more[0]} is more than plain LoRA, which is all that is read")
-    return read_json(file, "base_model_name_or_path", "r", "lora_alpha")
-
-
-def add_lora(layers, rank, alpha):
-    """LoRA (arXiv 2106.09685) on all linear weights: y = W x + alpha / rank * B A x, with A (rank, in) and B (out, rank; 0 at first) held in float32."""
-
-    def hook(linear, inputs, output):
-        return output + alpha / rank * (
-            inputs[0] @ linear.lora_A.weight.T.to(output.dtype)
-        ) @ linear.lora_B.weight.T.to(output.dtype)
-
-    for linear in [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]:
-        factor = functools.partial(
-            torch.nn.Linear, bias=False, device=linear.weight.device, dtype=torch.float32
-        )
-        linear.lora_A, linear.lora_B = (
-            factor(linear.in_features, rank),
-            factor(rank, linear.out_features),
-        )
-        torch.nn.init.zeros_(linear.lora_B.weight)
-        linear.register_forward_hook(hook)
-
-
-def load_model(path, devices=None, dtype=None):
-    """A checkpoint, a LoRA adapter (which stays unmerged: tools.merge says why) or a hub name -> the transformers model, in eval mode. Built on meta,
-    then each tensor is read straight to its device, over which the layers are spread: ["cuda:0", "cuda:1"], for one. Defaults: those of --help.
+    >>> frame_indices(16, 8, 4)
+    [1, 5, 9, 12]
     """
-    devices = [
-        *map(str, devices or (f"cuda:{number}" for number in range(torch.cuda.device_count())))
-    ] or ["cpu"]
-    dtype = dtype or (torch.float32 if devices[0].startswith("cpu") else torch.bfloat16)
-    base, rank, alpha = read_adapter(path)
-    if not (directory := Path(base)).is_dir():
-        try:
-            directory = Path(
-                huggingface_hub.snapshot_download(
-                    str(base), allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
-                )
-            )
-        except Exception as error:  # of many kinds; all mean that there is nothing to load
-            raise InputError(
-                f"{base}{f', which {path} names as its base' * bool(rank)}: neither a directory nor to be had from the hub ({type(error).__name__})"
-            ) from error
-    files = sorted(directory.glob("*.safetensors")) + sorted(
-        Path(path).glob("adapter_model.safetensors")
-    )
-    if (kind := read_json(directory / "config.json", "model_type")[0]) != "internvl":
-        raise InputError(
-            f"{base}: unknown class {kind}, not internvl"
-            + f"; convert it: python -m tools.convert {base} DST" * (kind == "internvl_chat")
-        )
-    config = transformers.AutoConfig.from_pretrained(directory)
-    with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": "shared_prefix"}
-        )
-    if rank:
-        add_lora(model.model.language_model.layers, rank, alpha)
-    place, renamings = plan_placement(config, devices), get_model_conversion_mapping(model)
-    for file, device in [(file, device) for file in files for device in dict.fromkeys(devices)]:
-        try:
-            with safetensors.safe_open(file, framework="pt", device=device) as tensors:
-                names = {
-                    key: transformers.core_model_loading.rename_source_key(
-                        key.removeprefix("base_model.model."), renamings, []
-                    )[0]
-                    for key in tensors.keys()
-                }
-                if odd := [
-                    key
-                    for key in names
-                    if tensors.get_slice(key).get_dtype() not in ("F32", "BF16", "F16")
-                ]:
-                    raise RuntimeError(
-                        f"{odd[0]} has the type {tensors.get_slice(odd[0]).get_dtype()}; weights are read in float32, bfloat16 and float16, not quantized"
-                    )
-                chunk = {
-                    name: tensors.get_tensor(key).to(torch.float32 if ".lora_" in name else dtype)
-                    for key, name in names.items()
-                    if place(name) == device
-                }
-            if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
-                raise RuntimeError(f"{config.model_type} has no tensor {unknown[0]!r}")
-        except (
-            RuntimeError,
-            AssertionError,
-            safetensors.SafetensorError,
-        ) as error:  # cut off, of another shape, a device that is not there
-            raise (
-                error
-                if isinstance(error, torch.OutOfMemoryError)
-                else InputError(f"{file}: {error} (device {device})")
-            ) from error
-    if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
-        model.lm_head.weight = model.model.language_model.embed_tokens.weight
-    model.model.language_model.rotary_emb = type(model.model.language_model.rotary_emb)(
-        config.text_config
-    ).to(devices[0])  # its buffers are in no file
-    if missing := [
-        name
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if tensor.is_meta
-    ]:
-        raise InputError(
-            f"{path}: there are no weights for {missing[0]}; "
-            + (
-                "tools.merge merges such adapters"
-                if rank
-                else f"*.safetensors files, which alone are read: {len(files)}"
-            )
-        )
-    if len(set(devices)) > 1:
-        move_activations(model)
-        for device in dict.fromkeys(
-            place(name) for name, _ in model.named_parameters()
-        ):  # with few layers some hold nothing
-            part = [
-                (name, weight) for name, weight in model.named_parameters() if place(name) == device
-            ]
-            print(
-                f"{device}: {part[0][0]} to {part[-1][0]}, {sum(weight.nbytes for _, weight in part) / 2**30:.2f} GiB"
-            )
-    return model.eval()
+    last = first + total - 1
+    begin = first if start is None else max(first, round(start * fps))
+    stop = last if end is None else min(round(end * fps), last)
+    part = (stop - begin) / n  # in frames
+    middles = [int(begin + part / 2 + round(part * i)) for i in range(n)]
+    return [min(max(middle, first), last) for middle in middles]
 
 
-def move_activations(
-    model,
-):  # hooks bring each layer's inputs to its device; a cache stays, since every layer's part of it is there already
-    copy, move = (
-        functools.lru_cache(64)(torch.Tensor.to),
-        functools.partial(torch.utils._pytree.tree_map_only, torch.Tensor),
-    )
+def read_video(path: Path, choose):
+    """Decode a video, and keep the frames that choose(number of frames, fps) names.
 
-    def hook(
-        module, args, kwargs
-    ):  # mask and positions are copied once a device, for each copy makes the two devices wait for each other
-        device = next(module.parameters()).device
-        return move(lambda value: value.to(device), args), move(
-            lambda value: copy(value, device), kwargs
-        )
+    Frames are decoded in order, since seeking is inexact. If there are not as many as the file
+    announces, it is decoded once more with the number that there were.
 
-    for module in [
-        *model.model.language_model.layers,
-        model.model.language_model.norm,
-        model.lm_head,
-    ]:
-        module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-# ---------------------------------------------------------------- a video is read once
-def chat_parts(
-    tokenizer,
-):  # the chat template, cut at the user's words -> (text before them, text between them and the answer)
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": "WORDS"}], tokenize=False, add_generation_prompt=True
-    ).split("WORDS")
-
-
-def encode_prefix(
-    tokenizer, config, n_frames
-):  # token ids of everything up to the end of the video: what all questions about it share
-    image = f"<img>{tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_seq_length}</img>"
-    return tokenizer.encode(
-        chat_parts(tokenizer)[0] + "".join(f"Frame{n + 1}: {image}\n" for n in range(n_frames)),
-        add_special_tokens=False,
-    )
-
-
-def encode_branch(
-    tokenizer, prompt, answer=""
-):  # token ids behind the video: (a user's words and the change of turn, the answer and its end of turn)
-    return tuple(
-        tokenizer.encode(text, add_special_tokens=False)
-        for text in (prompt + chat_parts(tokenizer)[1], answer + END_OF_TURN)
-    )
-
-
-class Video:
-    """Frames, uint8 (F, H, W, 3), as the model has read them: tower and projector run once, whatever is asked about the video afterwards."""
-
-    @torch.no_grad()
-    def __init__(self, model, tokenizer, frames):
-        pixels = pixel_values(frames, model.config.vision_config.image_size[0]).to(
-            model.device, model.dtype
-        )
-        self.ids = torch.tensor(
-            [encode_prefix(tokenizer, model.config, len(frames))], device=model.device
-        )  # (1, P), a placeholder for each visual token
-        self.inputs = {
-            "mm_encoder_outputs": {"image": model.get_image_features(pixel_values=pixels)}
-        }  # (F, tokens a frame, hidden), in place of pixels
-        self.cache = None  # keys and values of the P tokens, once prefilled
-
-
-def watch_each(model, tokenizer, groups, root, args, desc=None):
-    """Yields (rows, Video) of each group and segment (start, end); a thread decodes the next. Video is None where all rows are, or get, dropped."""
-    shown = lambda row: (
-        args.frames or getattr(model.config, "num_frames", None) or DEFAULT_FRAMES,
-        row.get("start"),
-        row.get("end"),
-    )
-    groups = [
-        (name, list(part)) for name, rows in groups for _, part in itertools.groupby(rows, shown)
-    ]  # rows side by side
-    with ThreadPoolExecutor(1) as reader:
-        read = lambda name, rows: (
-            None
-            if all("dropped" in row for row in rows)
-            else reader.submit(sample_frames, Path(root) / name, *shown(rows[0]))
-        )
-        ahead = itertools.pairwise(
-            itertools.chain(itertools.starmap(read, groups), [None])
-        )  # (this one's frames, the next one's)
-        for (_, rows), (frames, _) in zip(
-            tqdm(groups, desc, unit="video", disable=len(groups) < 2), ahead
-        ):
-            try:
-                yield rows, Video(model, tokenizer, frames.result()) if frames else None
-            except OSError as error:
-                for row in (row for row in rows if "dropped" not in row):
-                    row |= {"dropped": "unreadable_video", "error": str(error)}
-                yield rows, None
-
-
-@torch.no_grad()
-def decode(model, tokenizer, video, prompts, max_new_tokens, noise=None):
-    """Answers to several prompts about one video, decoded as one batch behind its one cache -> [(text, whole), ...].
-    whole: False where an answer ran into max_new_tokens; noise: a logits processor that makes the argmax a sample; None is greedy.
+    Returns:
+        numbers: those that were chosen; frames: {number: image, BGR}
     """
-    assert model.config.text_config._attn_implementation == "shared_prefix", (
-        "the model is not load_model's: other attention would not see the video"
-    )
-    video.cache = (
-        video.cache
-        or model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1).past_key_values
-    )
-    cache = transformers.DynamicCache()
-    cache.layers = [SharedLayer(layer.keys, layer.values) for layer in video.cache.layers]
-    rows, [[end], *_] = zip(*(encode_branch(tokenizer, prompt) for prompt in prompts))
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row, device=model.device) for row in rows],
-        batch_first=True,
-        padding_value=-1,
-        padding_side="left",
-    )
-    mask = torch.nn.functional.pad(ids >= 0, (video.ids.shape[1], 0), value=True).long()
-    out = model.generate(
-        input_ids=ids.where(ids >= 0, end),
-        attention_mask=mask,
-        past_key_values=cache,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=end,
-        logits_processor=transformers.LogitsProcessorList([noise] if noise else []),
-    )
-    return [
-        (
-            tokenizer.decode(
-                row[: row.index(end)] if end in row else row, skip_special_tokens=True
-            ).strip(),
-            end in row,
-        )
-        for row in out[:, ids.shape[1] :].tolist()
-    ]
+    announced = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT)
+    totals = [max(int(announced), 1)]
+    for _ in range(2):
+        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        numbers = choose(totals[-1], capture.get(cv2.CAP_PROP_FPS))
+        frames = {}
+        n_decoded = 0
+        while capture.grab():
+            if n_decoded in numbers:
+                _, frames[n_decoded] = capture.retrieve()
+            n_decoded += 1
+        if n_decoded == totals[-1]:
+            return numbers, frames
+        totals.append(max(n_decoded, 1))
 
-
-def pack(prefix_length, branches):
-    """Lays branches, [(prompt ids, answer ids), ...], behind a video of P tokens; positions restart behind it.
-        [video | branch 1 | branch 2 | ...]     mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
-    Returns ids of the branches (T - P,), positions (T,), the branches' rows of the mask (T - P, T; the video's own are plain causal), and of
-    all answer tokens the index (A,) and the branch (A,).
-    """
-    spans = [
-        (0, prefix_length),
-        *((len(prompt), len(prompt) + len(answer)) for prompt, answer in branches),
-    ]
-    branch = torch.cat(
-        [torch.full((length,), number - 1) for number, (_, length) in enumerate(spans)]
-    )  # -1: the video
-    positions = torch.cat(
-        [
-            torch.arange(length) + prefix_length * (number > 0)
-            for number, (_, length) in enumerate(spans)
-        ]
-    )
-    answers = torch.cat([torch.arange(length) >= prompt for prompt, length in spans]) & (
-        branch >= 0
-    )
-    mask = ((branch[None] == -1) | (branch[None] == branch[prefix_length:, None])).tril(
-        prefix_length
-    )
-    return (
-        torch.tensor([id for prompt, answer in branches for id in prompt + answer]),
-        positions,
-        mask,
-        answers.nonzero()[:, 0],
-        branch[answers],
-    )
-
-
-class SharedLayer(transformers.cache_utils.DynamicLayer):
-    """A layer's cache behind a video: the video's keys and values are held once (1, heads, P, head size), what stands behind it by row."""
-
-    def __init__(self, *video):
-        super().__init__()
-        self.video = video
-
-    def update(self, *args, **kwargs):
-        keys, values = super().update(*args, **kwargs)
-        keys.video = self.video  # for shared_prefix_attention
-        return keys, values
-
-    def get_seq_length(self):
-        return self.video[0].shape[2] + super().get_seq_length()
-
-
-def shared_prefix_attention(module, query, key, value, attention_mask, **kwargs):
-    """Transformers' sdpa attention, but for a video that is held once: behind a SharedLayer, B rows see it and what each has behind it; where
-    the mask has fewer rows than there are queries, it is that of `pack`, and what stands before is the video.
-    """
-    sdpa = transformers.AttentionInterface()["sdpa"]
-    if hasattr(key, "video"):
-        (keys, values), n_own = (
-            (part[0] for part in key.video),
-            key.shape[2],
-        )  # keys (kv heads, P, head size)
-        query = query.unflatten(1, (key.shape[1], -1)).transpose(
-            0, 1
-        )  # (kv heads, B, queries a kv head, tokens, head size)
-        own = query @ key.transpose(0, 1)[:, :, None].mT
-        causal = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(
-            n_own - own.shape[-2]
-        )
-        own = own.masked_fill(
-            ~(
-                causal
-                if attention_mask is None
-                else attention_mask[..., -n_own:].transpose(0, 1)[:, :, None]
-            ),
-            float("-inf"),
-        )
-        scores = (
-            torch.cat([(query.flatten(1, 3) @ keys.mT).view(*own.shape[:4], -1), own], -1)
-            * kwargs["scaling"]
-        )
-        to_video, to_own = (
-            scores.softmax(-1, dtype=torch.float32)
-            .to(value.dtype)
-            .split([keys.shape[1], n_own], -1)
-        )
-        seen = (to_video.flatten(1, 3) @ values).view(query.shape) + to_own @ value.transpose(0, 1)[
-            :, :, None
-        ]
-        return seen.transpose(0, 1).flatten(1, 2).transpose(
-            1, 2
-        ), None  # (B, tokens, heads, head size)
-    if attention_mask is None or not (video := query.shape[2] - attention_mask.shape[2]):
-        return sdpa(module, query, key, value, attention_mask, **kwargs)
-    before, behind = query.tensor_split([video], 2)
-    causal, _ = sdpa(module, before, key[:, :, :video], value[:, :, :video], None, **kwargs)
-    return torch.cat(
-        [causal, sdpa(module, behind, key, value, attention_mask, **kwargs)[0]], 1
-    ), None  # (1, T, heads, head size)
-
-
-transformers.AttentionInterface.register(
-    "shared_prefix", shared_prefix_attention
-)  # load_model asks for it by this name
-transformers.AttentionMaskInterface.register("shared_prefix", transformers.masking_utils.sdpa_mask)
-
-
-def branch_logps(model, video, branches):
-    """Log-probs of B answers in one forward pass, as of separate sequences (tests/test_prefix.py) -> (sums over tokens (B,), their numbers (B,))."""
-    ids, positions, mask, targets, branch = (
-        part.to(model.device) for part in pack(video.ids.shape[1], branches)
-    )
-    ids, last = torch.cat([video.ids[0], ids])[None], model.lm_head.weight.device
-    logits = (
-        model(
-            ids,
-            **video.inputs,
-            position_ids=positions[None],
-            attention_mask=mask[None, None].to(model.dtype).log(),
-            use_cache=False,  # 0 or -inf
-            logits_to_keep=(targets - 1).to(last),
-        )
-        .logits[0]
-        .float()
-    )  # the token before predicts it; the head runs on these alone
-    logps = logits.log_softmax(-1).gather(1, ids[0, targets, None].to(last))[:, 0]
-    return logps.new_zeros(len(branches)).index_add(0, branch.to(last), logps), torch.bincount(
-        branch, minlength=len(branches)
-    ).to(last)
+    if not path.exists():
+        raise OSError(f"{path}: no such video")
+    if n_decoded == 0:
+        raise OSError(f"{path}: no frame can be decoded")
+    _, once, again = totals
+    raise OSError(f"{path}: decodes to {once} frames, then to {again}")

@@ -1,14 +1,27 @@
-"""Stage 4: direct preference optimization on the pairs, written out by hand.
+r"""Stage 4: direct preference optimization on the pairs, written out by hand.
 
-    python dpo.py --model shapes/model --input runs/mine/round1/pairs.jsonl --output runs/mine/round1/model
+    python dpo.py --model shapes/model \
+        --input runs/mine/round1/pairs.jsonl --output runs/mine/round1/model
 
-The language model is trained; the vision tower and the projector are frozen. Per step: for each of --videos-per-step videos one forward and one
-backward pass over [video | question 1, chosen | question 1, rejected | question 2, chosen | ...], then one update of AdamW on float32 master weights.
-The reference is the model that the round starts from: its log-probs are computed before the first update by the same function.
+The language model is trained; the vision tower and the projector are frozen.
+Per step: for each of --videos-per-step videos one forward and one backward
+pass over
 
-reads    id, video, question, chosen, rejected (rows with `dropped` are passed over)
-writes   a checkpoint like the base's (--tune lora: an adapter), with metrics.jsonl (one line a step, TRL's names) and a short model card;
-         until it is finished also reference.json and checkpoint-*.state, from which a training that was cut off goes on
+    [video | question 1, chosen | question 1, rejected | question 2, ...]
+
+then one update of AdamW on float32 master weights. The reference is the model
+that the round starts from: its log-probs are computed before the first update,
+by the same function.
+
+reads    id, video, question, chosen, rejected (rows with `dropped` are skipped)
+writes   a checkpoint like the base's (--tune lora: an adapter), with a short
+         model card and metrics.jsonl: one line a step, TRL's names; tokens/s
+         counts the tokens of answers alone, not those of videos and questions.
+         Until it is finished also reference.json and checkpoint-*.state, from
+         which a stopped training resumes
+
+Shapes: a video has B pairs. (2, B) is a row for the chosen answers and a row
+for the rejected.
 """
 
 import json
@@ -16,12 +29,25 @@ import math
 import os
 import random
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 import common
+import vlm
+
+SIDES = ("chosen", "rejected")
+REQUIRED = ("id", "video", "question", *SIDES)
+
+LOSSES = ("sigmoid", "hinge", "ipo", "sft")
+PER_TOKEN = ("ipo",)  # losses of means over an answer's tokens; all others are of sums
+REFERENCE_FREE = ()  # losses without a reference (SimPO's kind): no pass computes one, it is 0
+
+# ------------------------------------------------------------------------------
+# The loss
 
 
 def dpo_loss(
@@ -33,31 +59,33 @@ def dpo_loss(
     loss="sigmoid",
     label_smoothing=0.0,
 ):
-    """Preference loss of B pairs from their log-probs, each (B,) -> (losses, chosen_rewards, rejected_rewards), each (B,).
+    """Compute the preference loss of B pairs from their log-probs.
 
-    sigmoid: DPO, equation 7 of arXiv 2305.18290; with label_smoothing the conservative loss of its authors' note (cDPO, equation 3).
-    hinge:   the SLiC form, relu(1 - beta * h), as in RSO (arXiv 2309.06657). ipo: equation 17 of arXiv 2310.12036.
-    Log-probs are sums over an answer's tokens (for ipo pass means over tokens, as TRL does). Rewards carry no gradient.
+    Args:
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps: (B,) each,
+            summed over an answer's tokens (for ipo pass means over tokens, as TRL does)
+        beta: strength of the tie to the reference
+        loss: "sigmoid" is DPO, equation 7 of arXiv 2305.18290
+            "hinge" is the SLiC form, as in RSO (arXiv 2309.06657)
+            "ipo" is equation 17 of arXiv 2310.12036
+        label_smoothing: for sigmoid, the share of pairs assumed to be inverted (cDPO, equation 3
+            of the note by DPO's authors)
+
+    Returns:
+        losses, chosen_rewards, rejected_rewards: (B,) each; rewards carry no gradient
     """
-    shapes = {
-        tuple(logps.shape)
-        for logps in (
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-        )
-    }
+    logps = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    shapes = {tuple(part.shape) for part in logps}
     assert len(shapes) == 1, f"log-probs of different shapes: {sorted(shapes)}"
-    chosen_logratios = policy_chosen_logps - ref_chosen_logps  # log pi(y_w | x) / pi_ref(y_w | x)
-    rejected_logratios = (
-        policy_rejected_logps - ref_rejected_logps
-    )  # log pi(y_l | x) / pi_ref(y_l | x)
+
+    # log pi(y|x) / pi_ref(y|x), of the chosen answers y_w and of the rejected answers y_l
+    chosen_logratios = policy_chosen_logps - ref_chosen_logps
+    rejected_logratios = policy_rejected_logps - ref_rejected_logps
     h = chosen_logratios - rejected_logratios
     if loss == "sigmoid":
-        losses = -(1 - label_smoothing) * F.logsigmoid(beta * h) - label_smoothing * F.logsigmoid(
-            -beta * h
-        )
+        as_labeled = -F.logsigmoid(beta * h)
+        inverted = -F.logsigmoid(-beta * h)
+        losses = (1 - label_smoothing) * as_labeled + label_smoothing * inverted
     elif loss == "hinge":
         losses = torch.relu(1 - beta * h)
     elif loss == "ipo":
@@ -67,178 +95,393 @@ def dpo_loss(
     return losses, beta * chosen_logratios.detach(), beta * rejected_logratios.detach()
 
 
-def pair_logps(model, tokenizer, video, rows):
-    """Log-probs of all pairs about one video, in one packed forward pass -> sums (2, B) and token counts (2, B): chosen, rejected."""
-    branches = [
-        common.encode_branch(
-            tokenizer, common.ANSWER_PROMPT.format(question=row["question"]), row[side]
-        )
-        for side in ("chosen", "rejected")
-        for row in rows
-    ]
-    sums, lengths = common.branch_logps(model, video, branches)
-    return sums.view(2, len(rows)), lengths.view(2, len(rows))
+def step_loss(args, sums, lengths, reference, n_pairs: int, n_tokens: float):
+    """Compute one video's share of a step's loss: the shares add up to the mean over all pairs.
 
+    Args:
+        sums, lengths, reference: (2, B) of this video
+        n_pairs: number of pairs in the whole step
+        n_tokens: number of answer tokens in the whole step that the cross-entropy is on
 
-def step_loss(args, sums, lengths, reference, n_pairs, n_tokens):
-    """A video's share of a step's loss, and its rewards (2, B). n_pairs and n_tokens (of the answers that NLL is on) are the step's."""
-    side = 1 if args.loss == "sft" and args.sft_on == "rejected" else 0
-    nll = -sums[side].sum() / n_tokens
+    Returns:
+        share: a scalar tensor; rewards: (2, B), without gradient
+    """
+    nll = -sums[cross_entropy_side(args)].sum() / n_tokens
     if args.loss == "sft":
         return nll, args.beta * (sums - reference).detach()
-    scale = lengths if args.loss == "ipo" else torch.ones_like(lengths)
-    losses, chosen_rewards, rejected_rewards = dpo_loss(
-        *sums / scale, *reference / scale, args.beta, args.loss, args.label_smoothing
+
+    scale = lengths if args.loss in PER_TOKEN else torch.ones_like(lengths)
+    policy_chosen, policy_rejected = sums / scale
+    ref_chosen, ref_rejected = reference / scale
+    losses, *rewards = dpo_loss(
+        policy_chosen,
+        policy_rejected,
+        ref_chosen,
+        ref_rejected,
+        args.beta,
+        args.loss,
+        args.label_smoothing,
     )
-    return losses.sum() / n_pairs + args.nll_weight * nll, torch.stack(
-        [chosen_rewards, rejected_rewards]
-    )
+    return losses.sum() / n_pairs + args.nll_weight * nll, torch.stack(rewards)
 
 
-def freeze_all_but_language(model, checkpointing=False, tune="full"):
-    """The trained weights: the language model's, its head among them, or of it LoRA's factors alone; the vision tower and the projector keep theirs."""
-    if checkpointing:
-        model.model.language_model.train().activation_checkpointing_enable()
-    model.requires_grad_(False)
-    language = [
-        (name, weight)
-        for name, weight in model.named_parameters()
-        if name.startswith(("model.language_model", "lm_head"))
-    ]
-    return [
-        weight.requires_grad_() for name, weight in language if tune == "full" or ".lora_" in name
-    ]
+def cross_entropy_side(args) -> int:
+    """Give the row, in (2, B), of the answers that the cross-entropy is on.
+
+    --sft-on is an option of --loss sft alone; an NLL term beside a preference is on chosen.
+    """
+    side = args.sft_on if args.loss == "sft" else "chosen"
+    return SIDES.index(side)
+
+
+# ------------------------------------------------------------------------------
+# Log-probs, and a step's gradients
+
+
+def pair_logps(model, tokenizer, video, pairs: list[dict]):
+    """Compute the log-probs of all pairs about one video, in one packed forward pass.
+
+    Returns:
+        sums: (2, B) log-prob of each answer, summed over its tokens
+        lengths: (2, B) number of its tokens
+    """
+    branches = encode_pairs(tokenizer, pairs)
+    sums, lengths = vlm.branch_logps(model, video, branches)  # (2 B,)
+    return sums.view(2, len(pairs)), lengths.view(2, len(pairs))
+
+
+def encode_pairs(tokenizer, pairs: list[dict]) -> list:
+    """Encode the questions with their answers -> 2 B branches, all chosen ones first."""
+    branches = []
+    for side in SIDES:
+        for pair in pairs:
+            prompt = common.ANSWER_PROMPT.format(question=pair["question"])
+            branches.append(vlm.encode_branch(tokenizer, prompt, pair[side]))
+    return branches
+
+
+class Step(NamedTuple):
+    """What a step's forward and backward passes give, beside the gradients."""
+
+    loss: float
+    rewards: torch.Tensor  # (2, B) of all pairs of the step
+    sums: torch.Tensor  # (2, B)
+    lengths: torch.Tensor  # (2, B)
+
+
+def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> Step:
+    """Run forward and backward over the videos of a step; gradients add up in the weights.
+
+    A video is a micro-batch. On one device its backward pass follows its forward pass, so only one
+    video's activations are held at a time. On several devices all forward passes come first, so
+    that devices can work at the same time (GPipe's order, arXiv 1811.06965; not measured yet).
+
+    Args:
+        videos: iterator over (rows, Video), whose next items are those of batch
+        batch: [(video, its pairs), ...]
+        reference: what reference_logps returns
+    """
+    is_split = len({weight.device for weight in model.parameters()}) > 1
+    side = cross_entropy_side(args)
+    n_pairs = sum(len(pairs) for _, pairs in batch)
+    n_tokens = sum(reference[name][1][side].sum().item() for name, _ in batch)
+
+    shares = []
+    parts = []
+    for _, (pairs, video) in zip(batch, videos):  # batch first: zip must not take one video more
+        if video is None:
+            raise common.InputError(f"{pairs[0]['error']} (a video of these pairs)")
+        sums, lengths = pair_logps(model, tokenizer, video, pairs)
+        ref_sums, _ = reference[pairs[0]["video"]]
+        ref_sums = ref_sums.to(sums.device)
+        share, rewards = step_loss(args, sums, lengths, ref_sums, n_pairs, n_tokens)
+        if not is_split:
+            share.backward()
+            share = share.detach()
+        shares.append(share)
+        parts.append((rewards, sums.detach(), lengths))
+    loss = sum(shares)
+    if is_split:
+        loss.backward()
+
+    rewards, sums, lengths = (torch.cat(part, dim=1) for part in zip(*parts))
+    return Step(loss.item(), rewards, sums, lengths)
 
 
 @torch.no_grad()
-def reference_logps(model, tokenizer, groups, root, args):
-    """{video: (log-probs (2, B), token counts (2, B))} under the model that this round starts from, by the function that trains. Kept in
-    reference.json as long as the training goes on. Videos that cannot be read are named, and left out.
+def reference_logps(model, tokenizer, groups: list, root, args) -> dict:
+    """Compute log-probs under the model that this round starts from, as the training does.
+
+    They are kept in reference.json until the training is finished. Videos that cannot be read are
+    reported and left out.
+
+    Args:
+        groups: [(video, its pairs), ...]
+
+    Returns:
+        {video: (sums (2, B), lengths (2, B))}, on the CPU
     """
-    path, reference = args.output / "reference.json", {}
+    path = args.output / "reference.json"
     if path.exists():
-        return {
-            name: tuple(map(torch.tensor, pair)) for name, pair in common.read_json(path).items()
-        }
-    for rows, video in common.watch_each(model, tokenizer, groups, root, args, "reference"):
+        kept = common.read_json(path)
+        return {name: tuple(map(torch.tensor, pair)) for name, pair in kept.items()}
+    if args.loss in REFERENCE_FREE:
+        return {name: zero_reference(tokenizer, pairs) for name, pairs in groups}
+
+    reference = {}
+    for rows, video in vlm.watch_each(model, tokenizer, groups, root, args, "reference"):
         if video:
-            reference[rows[0]["video"]] = tuple(
-                part.cpu() for part in pair_logps(model, tokenizer, video, rows)
-            )
+            sums, lengths = pair_logps(model, tokenizer, video, rows)
+            reference[rows[0]["video"]] = sums.cpu(), lengths.cpu()
         else:
             print(f"left out: {rows[0]['error']}")
-    if not reference or len(groups) - len(reference) > args.max_bad * len(groups):
+    n_bad = len(groups) - len(reference)
+    if not reference or n_bad > args.max_bad * len(groups):
         raise common.InputError(
-            f"{len(groups) - len(reference)} of {len(groups)} videos cannot be read (--videos says where they are)"
+            f"{n_bad} of {len(groups)} videos cannot be read (--videos says where they are)"
         )
-    common.write_json(
-        path, {name: [part.tolist() for part in pair] for name, pair in reference.items()}
-    )
+    as_lists = {name: [part.tolist() for part in pair] for name, pair in reference.items()}
+    common.write_json(path, as_lists)
     return reference
 
 
-def make_batches(groups, args):
-    """The order in which videos are trained on, shuffled anew every epoch, and its cut into steps."""
+def zero_reference(tokenizer, pairs: list[dict]):
+    """Give what a loss without a reference takes in its place: zeros (2, B), lengths (2, B)."""
+    lengths = [len(branch.answer) for branch in encode_pairs(tokenizer, pairs)]
+    lengths = torch.tensor(lengths).view(2, len(pairs))
+    return torch.zeros(2, len(pairs)), lengths
+
+
+# ------------------------------------------------------------------------------
+# What is trained, on what, and how fast
+
+
+def read_pairs(args):
+    """Read the pairs to train on -> (root of their videos, [(video, its pairs), ...])."""
+    root, groups = common.read_input(args, REQUIRED)
+    adapter = vlm.read_adapter(args.model)
+    if adapter.rank and args.tune == "full":
+        raise common.InputError(
+            f"{args.model} is an adapter: train it further with --tune lora, "
+            "or merge it first (python -m tools.merge)"
+        )
+
+    pairs = []
+    for name, rows in groups[: args.limit]:
+        kept = [row for row in rows if "dropped" not in row]
+        if kept:
+            pairs.append((name, kept))
+    if not pairs:
+        raise common.InputError(f"{args.input}: no row is a pair, so there is nothing to learn")
+    return root, pairs
+
+
+def load_policy(args):
+    """Load the model to be trained, with LoRA's factors if they are what is trained.
+
+    Returns:
+        model, tokenizer, adapter: vlm.Adapter, whose rank is 0 if all weights are trained
+    """
+    model, tokenizer = vlm.load(args)
+    adapter = vlm.read_adapter(args.model)
+    if args.tune == "lora" and not adapter.rank:  # a new one
+        adapter = vlm.Adapter(args.model, rank=args.lora_rank, alpha=2 * args.lora_rank)
+        torch.manual_seed(args.seed)
+        vlm.add_lora(model.model.language_model.layers, adapter.rank, adapter.alpha)
+    return model, tokenizer, adapter
+
+
+def freeze_all_but_language(model, checkpointing: bool = False, tune: str = "full") -> list:
+    """Freeze all weights but those of the language model and its head, or but LoRA's factors.
+
+    Returns:
+        the weights that are trained
+    """
+    if checkpointing:
+        model.model.language_model.train().activation_checkpointing_enable()
+    model.requires_grad_(False)
+    trained = []
+    for name, weight in model.named_parameters():
+        in_language = name.startswith(("model.language_model", "lm_head"))
+        if in_language and (tune == "full" or ".lora_" in name):
+            trained.append(weight.requires_grad_())
+    return trained
+
+
+def print_memory(weights: list, masters: list, base, args):
+    """Print what training needs beside the weights: gradients, and AdamW's masters and moments."""
+    needed = {}
+    for weight, master in zip(weights, masters):
+        # Two moments in float32; unless the weight is its own master, also master and its gradient
+        n_bytes = 8 if master is weight else 16
+        needed.setdefault(weight.device, 0)
+        needed[weight.device] += weight.nbytes + n_bytes * weight.numel()
+    for device, n_bytes in needed.items():
+        print(
+            f"{device}: {n_bytes / 2**30:.2f} GiB for gradients and AdamW beside the weights; "
+            f"with activations: python -m tools.memory {base} --tune {args.tune}"
+        )
+
+
+def make_batches(groups: list, args) -> list[list]:
+    """Shuffle the videos anew for every epoch, and cut their order into steps.
+
+    Args:
+        groups: [(video, its pairs), ...]
+
+    Returns:
+        for each step a list like groups, of up to --videos-per-step videos
+    """
     shuffle = random.Random(args.seed)
-    order = [group for _ in range(args.epochs) for group in shuffle.sample(groups, len(groups))]
-    return order, [
-        order[first : first + args.videos_per_step]
-        for first in range(0, len(order), args.videos_per_step)
-    ]
+    order = []
+    for _ in range(args.epochs):
+        order += shuffle.sample(groups, len(groups))
+    size = args.videos_per_step
+    return [order[first : first + size] for first in range(0, len(order), size)]
 
 
-def learning_rate(
-    args, step, n_steps
-):  # linear warm-up over the first --warmup of the steps, then a cosine down to 0
+def learning_rate(args, step: int, n_steps: int) -> float:
+    """Warm up linearly over the first --warmup of the steps, then follow a cosine down to 0."""
     warmup = math.ceil(args.warmup * n_steps)
-    return (
-        args.lr * (step + 1) / warmup
-        if step < warmup
-        else args.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
-    )
+    if step < warmup:
+        return args.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, n_steps - warmup)
+    return args.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def summarize(rewards, sums, lengths):
-    """A step's metrics under TRL's names, means over its pairs. All three tensors are (2, B): chosen, rejected."""
-    margins = rewards[0] - rewards[1]
-    return {
-        "rewards/accuracies": (margins > 0).float().mean().item(),
-        "rewards/margins": margins.mean().item(),
-    } | {
-        f"{name}/{side}": values[row].float().mean().item()
-        for name, values in (("rewards", rewards), ("logps", sums), ("lengths", lengths))
-        for row, side in enumerate(("chosen", "rejected"))
-    }
+# ------------------------------------------------------------------------------
+# Checks, and checkpoints
 
 
-def save_checkpoint(output, step, masters, optimizer):
-    """What it takes to go on behind a step: weights and AdamW's state, in one file that is there whole or not at all. Two are kept."""
-    state = {
-        f"{number}.{key}": value
-        for number, master in enumerate(masters)
-        for key, value in optimizer.state[master].items()
-    }
-    safetensors.torch.save_file(
-        state | {f"{number}": master.detach() for number, master in enumerate(masters)},
-        output / "checkpoint.part",
-    )
-    os.replace(
-        output / "checkpoint.part", output / f"checkpoint-{step:06}.state"
-    )  # not *.safetensors: no weights to load
+def check_finite(step: int, batch: list, loss: float, grad_norm: float):
+    """Raise InputError, which names the step's pairs, if loss or gradient is infinite or NaN."""
+    if not math.isfinite(loss + grad_norm):
+        raise common.InputError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}; no update was made. "
+            f"The step's pairs: {list_ids(batch)}"
+        )
+
+
+def check_first_margin(passes: Step, batch: list, args):
+    """Check that policy and reference agree before the first update, when they are one model.
+
+    Rewards are beta * (log pi - log pi_ref), so that all are 0 but for rounding.
+    """
+    largest = passes.rewards.abs().max().item()
+    rounding = 0.01 * args.beta * passes.sums.abs().max().item()  # generous, for bfloat16
+    if largest > rounding:
+        raise common.InputError(
+            f"step 1: a reward of {largest:.1e} where policy and reference are one model; no "
+            f"update was made. Did a video change since? The step's pairs: {list_ids(batch)}"
+        )
+    print(f"first step: largest |reward| {largest:.1e}: policy and reference are one model")
+
+
+def list_ids(batch: list) -> str:
+    """Name the pairs of a batch, [(video, its pairs), ...]."""
+    return ", ".join(pair["id"] for _, pairs in batch for pair in pairs)
+
+
+def save_checkpoint(output: Path, step: int, masters: list, optimizer):
+    """Save what is needed to resume after a step: master weights and AdamW's state, in one file.
+
+    The file appears whole or not at all. The two newest are kept.
+    """
+    tensors = {}
+    for number, master in enumerate(masters):
+        tensors[f"{number}"] = master.detach()
+        for key, value in optimizer.state[master].items():  # step, exp_avg, exp_avg_sq
+            tensors[f"{number}.{key}"] = value
+    part = output / "checkpoint.part"
+    safetensors.torch.save_file(tensors, part)
+    # Not *.safetensors, or load_model would take it for the model's weights
+    os.replace(part, output / f"checkpoint-{step:06}.state")
     for old in sorted(output.glob("checkpoint-*"))[:-2]:
         old.unlink()
 
 
-def load_checkpoint(output, masters, weights, optimizer):
-    """Sets weights and AdamW's state as the newest checkpoint has them -> the number of steps done; 0 without a checkpoint."""
-    if not (files := sorted(output.glob("checkpoint-*"))):
+def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> int:
+    """Restore weights and AdamW's state from the newest checkpoint.
+
+    Returns:
+        the number of steps done; 0 without a checkpoint
+    """
+    files = sorted(output.glob("checkpoint-*"))
+    if not files:
         return 0
     try:
         saved = safetensors.torch.load_file(files[-1])
     except safetensors.SafetensorError as error:
         raise common.InputError(
-            f"{files[-1]}: {error}; without this file the training goes on from the one before"
+            f"{files[-1]}: {error}; if you remove this file, the training resumes from the "
+            "checkpoint before it"
         ) from error
-    state = {
-        number: {key: saved[f"{number}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for number in range(len(masters))
-    }
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+
+    state = {}
+    for number in range(len(masters)):
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        state[number] = {key: saved[f"{number}.{key}"] for key in keys}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     with torch.no_grad():
         for number, (master, weight) in enumerate(zip(masters, weights)):
-            weight.copy_(master.copy_(saved[f"{number}"]))
-    print(f"going on behind step {(step := int(state[0]['step']))}, from {files[-1]}")
+            master.copy_(saved[f"{number}"])
+            weight.copy_(master)
+
+    step = int(state[0]["step"])
+    print(f"resuming after step {step}, from {files[-1]}")
     return step
 
 
-def save(model, tokenizer, args, adapter, n_pairs, meta):
-    """The checkpoint, complete as the base's, or the adapter as PEFT writes it, with a model card; each file whole or not at all. Then it is finished."""
-    part, last = (
-        args.output / "part",
-        json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1]),
-    )
+# ------------------------------------------------------------------------------
+# What is written
+
+
+def open_metrics(path: Path, n_steps: int):
+    """Open metrics.jsonl to append to, cut after the lines of the first n_steps steps."""
+    metrics = path.open("a+", buffering=1)
+    metrics.seek(0)
+    kept = metrics.readlines()[:n_steps]
+    metrics.truncate(sum(len(line) for line in kept))
+    return metrics
+
+
+def summarize(passes: Step) -> dict:
+    """Average a step's rewards, log-probs and lengths, under TRL's metric names."""
+    margins = passes.rewards[0] - passes.rewards[1]  # (B,)
+    metrics = {
+        "rewards/accuracies": (margins > 0).float().mean().item(),
+        "rewards/margins": margins.mean().item(),
+    }
+    values = {"rewards": passes.rewards, "logps": passes.sums, "lengths": passes.lengths}
+    for name, rows in values.items():
+        for side, row in zip(SIDES, rows):
+            metrics[f"{name}/{side}"] = row.float().mean().item()
+    return metrics
+
+
+def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict):
+    """Write the model, complete like its base, or the adapter as PEFT does; and a model card.
+
+    All files are written to part/, then moved into place one by one. After that meta.json says
+    that the training is finished, and what was needed to resume it is deleted.
+    """
+    part = args.output / "part"
     if args.tune == "lora":
         part.mkdir(exist_ok=True)
-        factors = {
-            f"base_model.model.{name}": weight
-            for name, weight in model.state_dict().items()
-            if ".lora_" in name
-        }
-        safetensors.torch.save_file(factors, part / "adapter_model.safetensors", {"format": "pt"})
-        common.write_json(
-            part / "adapter_config.json",
-            {"peft_type": "LORA", "target_modules": r".*language_model\.layers.*_proj"}
-            | dict(zip(("base_model_name_or_path", "r", "lora_alpha"), adapter)),
-        )
+        vlm.save_adapter(model, part, adapter)
     else:
         model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    (part / "README.md").write_text(
-        f"# A model trained by dpo.py\n\nFrom `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta "
-        f"{args.beta}, learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.\nLast step: `{json.dumps(last)}`\n"
-    )
+    last = json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
+    card = f"""# A model trained by dpo.py
+
+From `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta {args.beta}, \
+learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.
+Last step: `{json.dumps(last)}`
+"""
+    (part / "README.md").write_text(card)
+
     for file in part.iterdir():
         os.replace(file, args.output / file.name)
     part.rmdir()
@@ -246,198 +489,136 @@ def save(model, tokenizer, args, adapter, n_pairs, meta):
     for file in (args.output / "reference.json", *args.output.glob("checkpoint*")):
         file.unlink(missing_ok=True)
     print(
-        f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, rewards/accuracies {last['rewards/accuracies']:.2f}"
+        f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
+        f"rewards/accuracies {last['rewards/accuracies']:.2f}"
     )
 
 
-def accumulate(model, tokenizer, videos, batch, reference, args):
-    """Forward and backward over the videos of one step; gradients add up in the weights -> the loss, and of B pairs rewards, log-probs and token
-    counts, each (2, B): chosen, rejected. A video is a micro-batch: on one device its backward follows its forward; over several all forwards
-    come first (the order of GPipe, arXiv 1811.06965; its gain is not measured yet).
-    """
-    loss, parts, split = 0.0, [], len({weight.device for weight in model.parameters()}) > 1
-    n_pairs = sum(len(rows) for _, rows in batch)
-    n_tokens = sum(
-        reference[name][1][int(args.sft_on == "rejected")].sum().item() for name, _ in batch
-    )
-    for _, (rows, video) in zip(batch, videos):
-        if video is None:
-            raise common.InputError(f"{rows[0]['error']} (it could be read before)")
-        sums, lengths = pair_logps(model, tokenizer, video, rows)
-        share, rewards = step_loss(
-            args, sums, lengths, reference[rows[0]["video"]][0].to(sums.device), n_pairs, n_tokens
-        )
-        if not split:
-            share.backward()
-        loss = loss + (share if split else share.detach())
-        parts.append((rewards, sums.detach(), lengths))
-    if split:
-        loss.backward()
-    return loss.item(), *(torch.cat(part, 1) for part in zip(*parts))
+# ------------------------------------------------------------------------------
+# The stage
 
 
 def parse_args():
-    parser = common.make_parser(
-        __doc__,
-        "directory of the trained model; run again, it goes on where it stopped",
-        "pairs.jsonl",
-    )
-    parser.add_argument(
-        "--loss",
-        choices=("sigmoid", "hinge", "ipo", "sft"),
-        default="sigmoid",
-        help="sft: plain cross-entropy on one side of the pairs",
-    )
-    parser.add_argument(
-        "--beta", type=float, default=0.1, help="strength of the tie to the reference"
-    )
-    parser.add_argument(
+    """Parse the command line: the common options, and those of the training."""
+    output = "directory of the trained model"
+    parser = common.make_parser(__doc__, output, "pairs.jsonl")
+
+    add = parser.add_argument_group("the loss").add_argument
+    add("--loss", choices=LOSSES, default="sigmoid", help="sft: cross-entropy on one side")
+    add("--beta", type=float, default=0.1, help="strength of the tie to the reference")
+    add(
         "--label-smoothing",
         type=float,
         default=0.0,
-        help="share of pairs taken to be inverted (sigmoid only)",
+        metavar="SHARE",
+        help="of pairs that are assumed to be inverted (sigmoid only)",
     )
-    parser.add_argument(
+    add(
         "--nll-weight",
         type=float,
         default=0.0,
-        help="weight of an added cross-entropy on chosen, a mean over tokens",
+        metavar="W",
+        help="of an added cross-entropy on chosen, a mean over its tokens",
     )
-    parser.add_argument(
-        "--sft-on", choices=("chosen", "rejected"), default="chosen", help="what --loss sft learns"
-    )
-    parser.add_argument(
-        "--tune",
-        choices=("full", "lora"),
-        default="full",
-        help="lora: low-rank factors beside the weights; an adapter comes out",
-    )
-    parser.add_argument(
+    add("--sft-on", choices=SIDES, default="chosen", help="what --loss sft learns")
+
+    add = parser.add_argument_group("the updates").add_argument
+    add("--tune", choices=("full", "lora"), default="full", help="lora: write an adapter")
+    add(
         "--lora-rank",
-        type=int,
+        type=common.at_least(1),
         default=16,
-        help="of a new adapter, with lora_alpha twice as large; an adapter that is gone on with keeps its own",
+        metavar="R",
+        help="of a new adapter, whose lora_alpha is 2 R; one that is trained further keeps its own",
     )
-    parser.add_argument("--lr", type=float, default=5e-7, help="peak learning rate")
-    parser.add_argument("--warmup", type=float, default=0.1, help="share of the steps")
-    parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--max-grad-norm", type=float, default=1.0)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument(
+    add("--lr", type=float, default=5e-7, help="peak learning rate")
+    add("--warmup", type=float, default=0.1, metavar="SHARE", help="of the steps")
+    add("--weight-decay", type=float, default=0.0, metavar="W", help="of AdamW")
+    add("--max-grad-norm", type=float, default=1.0, metavar="NORM", help="clips the gradient")
+    add("--epochs", type=common.at_least(1), default=1, metavar="N", help="over all pairs")
+    add(
         "--videos-per-step",
-        type=int,
+        type=common.at_least(1),
         default=8,
-        help="gradients are accumulated over the pairs of so many videos",
+        metavar="N",
+        help="gradients add up over the pairs of N videos",
     )
-    parser.add_argument(
+    add("--seed", type=common.at_least(0), default=0, help="of the order, and of new factors")
+
+    add = parser.add_argument_group("memory and disk").add_argument
+    add(
         "--activation-checkpointing",
         action="store_true",
         help="compute activations again in the backward pass: less memory, more time",
     )
-    parser.add_argument(
+    add(
         "--save-every",
-        type=int,
+        type=common.at_least(1),
         default=20,
         metavar="STEPS",
-        help="how often it is noted how to go on (12 bytes a trained weight)",
+        help="between checkpoints, from which a stopped training resumes; each takes 12 bytes "
+        "for every trained weight",
     )
     return parser.parse_args()
 
 
 def main():
+    """Train a model on the pairs."""
     args = parse_args()
-    root, groups = common.read_input(
-        args, require=("id", "video", "question", "chosen", "rejected")
-    )
-    base, rank, alpha = common.read_adapter(args.model)
-    if rank and args.tune == "full":
-        raise common.InputError(
-            f"{args.model} is an adapter: go on with --tune lora, or merge it first (python -m tools.merge)"
-        )
-    groups = [
-        (name, pairs)
-        for name, rows in groups
-        if (pairs := [row for row in rows if "dropped" not in row])
-    ]
-    if not groups:
-        raise common.InputError(f"{args.input}: no row is a pair, so there is nothing to learn")
+    root, groups = read_pairs(args)
+    vlm.check_model(args.model)
     meta = common.make_meta(args, [common.ANSWER_PROMPT], root, groups)
-    if not (lock := common.begin(args.output, meta, args.overwrite)):  # held until main returns
-        return
+    lock = common.begin(args.output, meta, args.overwrite)  # held until main returns
+    if not lock:
+        return  # finished already
     started = time.time()
-    args.output.mkdir(exist_ok=True)
-    model, tokenizer = common.load(args)
-    if args.tune == "lora" and not rank:
-        rank, alpha = args.lora_rank, 2 * args.lora_rank
-        torch.manual_seed(args.seed)
-        common.add_lora(model.model.language_model.layers, rank, alpha)
-    weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
-    masters = [
-        weight if weight.dtype == torch.float32 else weight.detach().float() for weight in weights
-    ]  # bfloat16 would round small updates away
-    optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
-    for device in dict.fromkeys(weight.device for weight in weights):
-        state = sum(
-            weight.nbytes + (8 if master is weight else 16) * weight.numel()
-            for weight, master in zip(weights, masters)
-            if weight.device == device
-        )
-        print(
-            f"{device}: {state / 2**30:.2f} GiB for gradients and AdamW beside the weights; with activations: python -m tools.memory {base} --tune {args.tune}"
-        )
-    reference = reference_logps(model, tokenizer, groups, root, args)
-    order, batches = make_batches([group for group in groups if group[0] in reference], args)
-    done = load_checkpoint(args.output, masters, weights, optimizer)
-    metrics = (args.output / "metrics.jsonl").open("a+", buffering=1)
-    metrics.seek(0)
-    metrics.truncate(sum(map(len, metrics.readlines()[:done])))
 
-    videos = common.watch_each(
-        model, tokenizer, order[done * args.videos_per_step :], root, args, "training"
-    )
-    for step, batch in enumerate(batches[done:], done + 1):
+    # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.
+    model, tokenizer, adapter = load_policy(args)
+    weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
+    masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]
+    optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
+    print_memory(weights, masters, adapter.base, args)
+
+    # On what, and from which step on
+    args.output.mkdir(exist_ok=True)
+    is_first_run = not (args.output / "reference.json").exists()
+    reference = reference_logps(model, tokenizer, groups, root, args)
+    groups = [(name, pairs) for name, pairs in groups if name in reference]
+    batches = make_batches(groups, args)
+    n_done = load_checkpoint(args.output, masters, weights, optimizer)
+    metrics = open_metrics(args.output / "metrics.jsonl", n_done)
+    to_watch = [group for batch in batches[n_done:] for group in batch]
+    videos = vlm.watch_each(model, tokenizer, to_watch, root, args, "training")
+
+    for step, batch in enumerate(batches[n_done:], n_done + 1):
         clock = time.time()
-        loss, rewards, sums, lengths = accumulate(model, tokenizer, videos, batch, reference, args)
+        passes = accumulate(model, tokenizer, videos, batch, reference, args)
+        if step == 1 and is_first_run and args.loss not in REFERENCE_FREE:
+            check_first_margin(passes, batch, args)
+
         for master, weight in zip(masters, weights):
             master.grad = weight.grad.float()
         grad_norm = torch.nn.utils.clip_grad_norm_(masters, args.max_grad_norm).item()
-        if not math.isfinite(loss + grad_norm):
-            raise common.InputError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; no update was made. The step's pairs: "
-                + ", ".join(row["id"] for _, rows in batch for row in rows)
-            )
-        optimizer.param_groups[0]["lr"] = learning_rate(args, step - 1, len(batches))
+        check_finite(step, batch, passes.loss, grad_norm)
+        lr = optimizer.param_groups[0]["lr"] = learning_rate(args, step - 1, len(batches))
         optimizer.step()
         with torch.no_grad():
             for master, weight in zip(masters, weights):
                 weight.copy_(master)
                 weight.grad = None
-        if step == 1:
-            print(
-                f"first step: largest |margin| {(rewards[0] - rewards[1]).abs().max():.1e}, which is rounding alone: policy and reference are one model"
-            )
-        row = {
-            "step": step,
-            "epoch": step * args.epochs / len(batches),
-            "loss": loss,
-            **summarize(rewards, sums, lengths),
-            "grad_norm": grad_norm,
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "tokens/s": lengths.sum().item() / (time.time() - clock),
-        }
+
+        row = {"step": step, "epoch": step * args.epochs / len(batches), "loss": passes.loss}
+        row |= summarize(passes)
+        row |= {"grad_norm": grad_norm, "learning_rate": lr}
+        row |= {"tokens/s": passes.lengths.sum().item() / (time.time() - clock)}
         metrics.write(json.dumps(row) + "\n")
         if step % args.save_every == 0 and step < len(batches):
             save_checkpoint(args.output, step, masters, optimizer)
 
+    n_pairs = sum(len(pairs) for _, pairs in groups)
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}
-    save(
-        model,
-        tokenizer,
-        args,
-        (base, rank, alpha),
-        sum(len(rows) for name, rows in groups if name in reference),
-        meta | {"finished": finished},
-    )
+    save(model, tokenizer, args, adapter, n_pairs, meta | {"finished": finished})
 
 
 if __name__ == "__main__":

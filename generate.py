@@ -1,15 +1,20 @@
-"""Stage 1: unlabeled videos in, questions and initial answers out.
+r"""Stage 1: unlabeled videos in, questions and initial answers out.
 
-The model itself writes spatial and temporal questions about each video, then answers them: no label, no other model.
+The model itself writes spatial and temporal questions about each video, then
+answers them: no label, no other model.
 
-    python generate.py --model shapes/model --input runs/shapes/round1 --output runs/mine/round1/responses.jsonl
-    python generate.py --model shapes/model --input video.mp4 --ask "which way does the red circle move?"
+    python generate.py --model shapes/model --input runs/shapes/round1 \
+        --output runs/mine/round1/responses.jsonl
+    python generate.py --model shapes/model --input video.mp4 \
+        --ask "which way does the red circle move?"
 
 reads    video files, folders of frames, or directories of them
-writes   id, video, kind, question, initial (or dropped: unreadable_video, bad_question, duplicate_question, truncated)
+writes   id, video, kind, question, initial (or dropped: unreadable_video,
+         bad_question, duplicate_question, truncated)
 """
 
 import hashlib
+import itertools
 import os
 import random
 from pathlib import Path
@@ -18,10 +23,13 @@ import torch
 from transformers import LogitsProcessor, TopPLogitsWarper
 
 import common
+import vlm
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
 
-# One question a prompt, so that all questions of a video are decoded as one batch; the aspects take turns, so that they differ.
+# The kinds of questions, and what each may be about: the only home of both. A question is written
+# by a prompt of its own, so that all questions about a video are decoded as one batch; the aspects
+# of a kind take turns, so that the questions differ.
 ASPECTS = {
     "spatial": (
         "where two objects are in relation to each other",
@@ -35,123 +43,173 @@ ASPECTS = {
     ),
 }
 QUESTION_PROMPT = (
-    "Write one question about this video. It should be about {aspect}. Name objects by how they look, ask only about "
-    "what is really shown, and make sure that watching the video is needed to answer it. Reply with the question alone."
+    "Write one question about this video. It should be about {aspect}. Name objects by how they "
+    "look, ask only about what is really shown, and make sure that watching the video is needed to "
+    "answer it. Reply with the question alone."
 )
 QUESTION_TOKENS = 64  # a longer one is no question but a runaway
 QUESTION_TOP_P = 0.9  # questions are sampled at temperature 1 within this nucleus
 
 
-def find_videos(directory):
-    """Below a directory: video files, and folders of frames (with images, but no video, directly in them). Links are followed, once."""
+# ------------------------------------------------------------------------------
+# Which videos
+
+
+def sample_videos(inputs: list, limit: int | None, seed: int) -> tuple[Path, list[str]]:
+    """Find the videos among files and directories, which are searched to any depth.
+
+    Args:
+        limit: only so many, drawn at random, and as evenly over the inputs as their sizes allow
+
+    Returns:
+        (their common root, paths relative to it, sorted)
+    """
+    drawn = []  # for each input its files, in random order
+    for number, path in enumerate(map(Path, inputs)):
+        files = find_input(path)
+        shuffle = random.Random(f"{seed}/{number}")
+        drawn.append([file.resolve() for file in shuffle.sample(files, len(files))])
+
+    # The inputs take turns: the first file of each, the second of each, ...
+    in_turn = []
+    for turn in itertools.zip_longest(*drawn):
+        in_turn += [file for file in turn if file is not None]
+    root = Path(os.path.commonpath([file.parent for file in in_turn]))
+    distinct = list(dict.fromkeys(in_turn))  # a file may be below two inputs
+    return root, sorted(file.relative_to(root).as_posix() for file in distinct[:limit])
+
+
+def find_input(path: Path) -> list[Path]:
+    """List the videos of one input; InputError if there is none, or one cannot be named."""
+    if not path.exists():
+        raise common.InputError(f"--input {path}: no such file or directory")
+    files = [path] if path.is_file() else find_videos(path)
+    if not files:
+        suffixes = " ".join(sorted(VIDEO_SUFFIXES))
+        raise common.InputError(
+            f"--input {path}: no video below it (looked for {suffixes} and folders of frames)"
+        )
+    for file in files:
+        is_utf8 = not any("\ud800" <= letter <= "\udfff" for letter in str(file))
+        if not is_utf8:
+            raise common.InputError(
+                f"--input {str(file)!r}: a name that is not UTF-8 cannot be written to JSONL; "
+                "rename the file"
+            )
+    return files
+
+
+def find_videos(directory: Path) -> list[Path]:
+    """Find video files and folders of frames below a directory. Links are followed, once.
+
+    A folder of frames has images, but no video, directly in it.
+    """
 
     def stop(error):
         raise error
 
-    found, seen = [], set()
+    found = []
+    seen = set()
     for folder, below, names in os.walk(directory, onerror=stop, followlinks=True):
-        if os.path.realpath(folder) in seen:
-            below.clear()
+        target = os.path.realpath(folder)
+        if target in seen:
+            below.clear()  # reached by another link already
             continue
-        seen.add(os.path.realpath(folder))
-        suffixes = {name: Path(name).suffix.lower() for name in names}
-        videos = [Path(folder, name) for name in names if suffixes[name] in VIDEO_SUFFIXES]
-        found += videos or [Path(folder)] * any(
-            suffix in common.IMAGE_SUFFIXES for suffix in suffixes.values()
-        )
+        seen.add(target)
+        files = [Path(folder, name) for name in names]
+        videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+        if videos:
+            found += videos
+        elif any(file.suffix.lower() in common.IMAGE_SUFFIXES for file in files):
+            found.append(Path(folder))
     return sorted(found)
 
 
-def sample_videos(inputs, limit, seed):
-    """The videos among files and directories (searched below) -> (their common root, paths relative to it, sorted).
-
-    limit: only so many, drawn by seed as evenly over the inputs as their sizes allow.
-    """
-    found = []
-    for number, path in enumerate(map(Path, inputs)):
-        if not path.exists():
-            raise common.InputError(f"--input {path}: no such file or directory")
-        files = [path] if path.is_file() else find_videos(path)
-        if not files:
-            raise common.InputError(
-                f"--input {path}: no video below it (looked for {' '.join(sorted(VIDEO_SUFFIXES))} and folders of frames)"
-            )
-        for file in files:
-            if any("\ud800" <= letter <= "\udfff" for letter in str(file)):
-                raise common.InputError(
-                    f"--input {str(file)!r}: a name that cannot be written to JSONL in UTF-8; rename it"
-                )
-        found.append(
-            [file.resolve() for file in random.Random(f"{seed}/{number}").sample(files, len(files))]
-        )
-    turns = [
-        file
-        for turn in range(max(map(len, found)))
-        for files in found
-        for file in files[turn : turn + 1]
-    ]
-    root = Path(os.path.commonpath([file.parent for file in turns]))
-    return root, sorted(
-        file.relative_to(root).as_posix() for file in list(dict.fromkeys(turns))[:limit]
-    )
+# ------------------------------------------------------------------------------
+# Sampling
 
 
 class Noise(LogitsProcessor):
-    """Sampling at a temperature within the top-p nucleus, as an argmax over noised logits (the Gumbel-max trick).
+    """Sample within the top-p nucleus, as an argmax over noisy logits (the Gumbel-max trick).
 
-    The noise of a row depends on (seed, row id, step) alone: so a resumed, sharded or reordered run draws what an undisturbed one draws.
+    argmax(logits / temperature + Gumbel noise) falls on a token with its softmax probability. The
+    noise of a row depends on (seed, row id, step) alone: so a run that is resumed, sharded or in
+    another order draws what an undisturbed one draws.
     """
 
-    def __init__(self, seed, row_ids, temperature, top_p):
+    def __init__(self, seed, row_ids: list[str], temperature: float, top_p: float):
         self.temperature = temperature
         self.nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
-        seeds = [hashlib.sha256(f"{seed}/{row_id}".encode()).digest() for row_id in row_ids]
-        self.generators = [
-            torch.Generator().manual_seed(int.from_bytes(s[:8], "big") >> 1) for s in seeds
-        ]
+        self.generators = []
+        for row_id in row_ids:
+            digest = hashlib.sha256(f"{seed}/{row_id}".encode()).digest()
+            number = int.from_bytes(digest[:8], "big") >> 1  # 63 bits
+            self.generators.append(torch.Generator().manual_seed(number))
 
-    def __call__(self, input_ids, scores):  # scores (B, V); called once a step
+    def __call__(self, input_ids, scores):
+        """Add noise to one step's scores, (B, vocabulary)."""
         scores = scores.float() / self.temperature
         if self.nucleus:
             scores = self.nucleus(input_ids, scores)
-        gumbel = torch.stack(
-            [torch.empty(scores.shape[-1]).exponential_(generator=g) for g in self.generators]
-        )
-        return scores - gumbel.log().to(scores.device)
+        draws = []
+        for generator in self.generators:
+            draws.append(torch.empty(scores.shape[-1]).exponential_(generator=generator))
+        return scores - torch.stack(draws).log().to(scores.device)  # -log(Exp(1)) is Gumbel
 
 
-def question_prompts(n_spatial, n_temporal):
-    """[(kind, number, prompt), ...]: the aspects of each kind in turn."""
-    return [
-        (kind, n, QUESTION_PROMPT.format(aspect=ASPECTS[kind][n % len(ASPECTS[kind])]))
-        for kind, count in (("spatial", n_spatial), ("temporal", n_temporal))
-        for n in range(count)
-    ]
+# ------------------------------------------------------------------------------
+# Questions and answers
 
 
-def judge_question(text, whole, earlier):
-    """Why a question is dropped, or None. whole: it ended by itself; earlier: the video's questions before it, in lower case."""
-    if not whole or "\n" in text or not text.endswith("?") or not 3 <= len(text.split()) <= 60:
+def question_prompts(counts: dict[str, int]) -> list[tuple[str, int, str]]:
+    """List what is asked for: [(kind, number, prompt), ...], the aspects of each kind in turn.
+
+    counts: number of questions of each kind, such as {"spatial": 3, "temporal": 3}
+    """
+    prompts = []
+    for kind, aspects in ASPECTS.items():
+        for number in range(counts[kind]):
+            aspect = aspects[number % len(aspects)]
+            prompts.append((kind, number, QUESTION_PROMPT.format(aspect=aspect)))
+    return prompts
+
+
+def count_questions(args) -> dict[str, int]:
+    """Give the number of questions of each kind, as --spatial and --temporal say."""
+    return {kind: getattr(args, kind) for kind in ASPECTS}
+
+
+def new_rows(name: str, args) -> list[dict]:
+    """Make the rows of one video, before anything is asked."""
+    rows = []
+    for kind, number, _ in question_prompts(count_questions(args)):
+        rows.append({"id": f"{name}/{kind}/{number}", "video": name, "kind": kind})
+    return rows
+
+
+def judge_question(text: str, whole: bool, earlier: set[str]) -> str | None:
+    """Say why a question is dropped; None if it is kept.
+
+    Args:
+        whole: whether it ended by itself, and was not cut off
+        earlier: the video's questions before it, in lower case
+    """
+    is_question = text.endswith("?") and "\n" not in text
+    if not whole or not is_question or not 3 <= len(text.split()) <= 60:
         return "bad_question"
-    return "duplicate_question" if text.lower() in earlier else None
+    if text.lower() in earlier:
+        return "duplicate_question"
+    return None
 
 
-def new_rows(name, args):
-    """The rows of one video, before anything is asked."""
-    return [
-        {"id": f"{name}/{kind}/{n}", "video": name, "kind": kind}
-        for kind, n, _ in question_prompts(args.spatial, args.temporal)
-    ]
-
-
-def write_questions(model, tokenizer, video, rows, args):
-    """Adds question to all rows of one video, decoded as one batch; and dropped, where it is no question or stands twice."""
-    prompts = [prompt for _, _, prompt in question_prompts(args.spatial, args.temporal)]
-    noise = Noise(args.seed, [row["id"] + "/question" for row in rows], 1.0, QUESTION_TOP_P)
+def write_questions(model, tokenizer, video, rows: list[dict], args):
+    """Add question to all rows of one video, decoded as one batch; and dropped to bad ones."""
+    prompts = [prompt for _, _, prompt in question_prompts(count_questions(args))]
+    row_ids = [f"{row['id']}/question" for row in rows]
+    noise = Noise(args.seed, row_ids, 1.0, QUESTION_TOP_P)
+    replies = vlm.decode(model, tokenizer, video, prompts, QUESTION_TOKENS, noise)
     earlier = set()
-    for row, (text, whole) in zip(
-        rows, common.decode(model, tokenizer, video, prompts, QUESTION_TOKENS, noise)
-    ):
+    for row, (text, whole) in zip(rows, replies):
         row["question"] = text
         reason = judge_question(text, whole, earlier)
         if reason:
@@ -159,93 +217,116 @@ def write_questions(model, tokenizer, video, rows, args):
         earlier.add(text.lower())
 
 
-def write_answers(model, tokenizer, video, rows, args):
-    """Adds initial to the rows of one video that are still in, decoded as one batch; and dropped, where the answer has no end."""
-    noise = (
-        Noise(args.seed, [row["id"] for row in rows], args.temperature, args.top_p)
-        if args.temperature
-        else None
-    )
+def write_answers(model, tokenizer, video, rows: list[dict], args):
+    """Add initial to rows of one video, decoded as one batch; and dropped where it was cut off."""
+    noise = None  # greedy
+    if args.temperature:
+        row_ids = [row["id"] for row in rows]
+        noise = Noise(args.seed, row_ids, args.temperature, args.top_p)
     prompts = [common.ANSWER_PROMPT.format(question=row["question"]) for row in rows]
-    for row, (text, whole) in zip(
-        rows, common.decode(model, tokenizer, video, prompts, args.max_new_tokens, noise)
-    ):
+    replies = vlm.decode(model, tokenizer, video, prompts, args.max_new_tokens, noise)
+    for row, (text, whole) in zip(rows, replies):
         row["initial"] = text
         if not whole:
             row["dropped"] = "truncated"
 
 
-def answer_one(model, tokenizer, args):
-    """Prints the answer to --ask, and says which of its words the model has never seen."""
+def answer_one(args):
+    """Print the answer to --ask, and which of its words the model has never seen."""
+    vlm.check_model(args.model)
+    root, names = sample_videos(args.input[:1], 1, args.seed)
+    model, tokenizer = vlm.load(args)
     words = args.ask.replace("?", " ").replace(",", " ").split()
-    unknown = (
-        [word for word in words if tokenizer.unk_token_id in tokenizer.encode(word)]
-        if tokenizer.unk_token
-        else []
-    )
+    unknown = []
+    if tokenizer.unk_token:
+        unknown = [word for word in words if tokenizer.unk_token_id in tokenizer.encode(word)]
     if unknown:
         print(f"(this model has never seen: {', '.join(unknown)})")
-    root, names = sample_videos(args.input[:1], 1, args.seed)
-    [(rows, video)] = common.watch_each(model, tokenizer, [(names[0], [{}])], root, args)
+
+    [(rows, video)] = vlm.watch_each(model, tokenizer, [(names[0], [{}])], root, args)
     if video is None:
         raise common.InputError(rows[0]["error"])
-    print(
-        common.decode(
-            model,
-            tokenizer,
-            video,
-            [common.ANSWER_PROMPT.format(question=args.ask)],
-            args.max_new_tokens,
-        )[0][0]
-    )
+    prompt = common.ANSWER_PROMPT.format(question=args.ask)
+    [(text, _)] = vlm.decode(model, tokenizer, video, [prompt], args.max_new_tokens)
+    print(text)
 
 
-def main():
+# ------------------------------------------------------------------------------
+# The stage
+
+
+def parse_args():
+    """Parse the command line; --output is needed, or --ask."""
     parser = common.make_parser(
-        __doc__, "responses.jsonl; run again, it goes on where it stopped", needs_output=False
+        __doc__,
+        "responses.jsonl",
+        "video files, folders of frames, and directories of them",
+        several_inputs=True,
+        videos=False,
+        required=("model", "input"),
     )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        help="video files, folders of frames, and directories of them",
+    asking = parser.add_argument_group("questions and answers")
+    for kind in ASPECTS:
+        asking.add_argument(
+            f"--{kind}",
+            type=common.at_least(0),
+            default=3,
+            metavar="N",
+            help=f"{kind} questions about each video",
+        )
+    asking.add_argument(
+        "--max-new-tokens",
+        type=common.at_least(1),
+        default=256,
+        metavar="N",
+        help="of an answer; a longer one is cut off, and its row dropped as truncated",
     )
-    parser.add_argument(
+    asking.add_argument(
         "--ask",
         metavar="QUESTION",
         help="only print the answer to this question about the first input (greedy)",
     )
-    parser.add_argument("--spatial", type=int, default=3, help="spatial questions a video")
-    parser.add_argument("--temporal", type=int, default=3, help="temporal questions a video")
-    parser.add_argument(
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
         "--temperature", type=float, default=1.0, help="of the initial answers; 0 is greedy"
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="of the initial answers")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=256,
-        help="of an answer; a longer one is dropped as truncated",
+    sampling.add_argument("--top-p", type=float, default=1.0, help="of the initial answers")
+    sampling.add_argument(
+        "--seed",
+        type=common.at_least(0),
+        default=0,
+        help="of questions, answers, and the draw of --limit",
     )
+    common.add_shard(parser)
     args = parser.parse_args()
-    if args.ask:
-        return answer_one(*common.load(args), args)
-    if not args.output:
+    if not args.ask and not args.output:
         parser.error("--output is needed, or --ask")
+    return args
 
-    root, paths = sample_videos(args.input, args.limit, args.seed)
-    groups = [(name, new_rows(name, args)) for name in common.take_shard(paths, args.shard)]
-    meta = common.make_meta(args, [QUESTION_PROMPT, ASPECTS, common.ANSWER_PROMPT], root, groups)
+
+def main():
+    """Write questions about every video, and answers to them."""
+    args = parse_args()
+    if args.ask:
+        answer_one(args)
+        return
+
+    root, names = sample_videos(args.input, args.limit, args.seed)
+    groups = [(name, new_rows(name, args)) for name in common.take_shard(names, args.shard)]
+    vlm.check_model(args.model)
+    prompts = [QUESTION_PROMPT, ASPECTS, common.ANSWER_PROMPT]
+    meta = common.make_meta(args, prompts, root, groups)
     out = common.Output(args.output, args, meta, groups)
     if out.finished:
-        return None
-    model, tokenizer = common.load(args)
-    for rows, video in common.watch_each(model, tokenizer, out.left, root, args):
+        return
+
+    model, tokenizer = vlm.load(args)
+    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
         if video:
             write_questions(model, tokenizer, video, rows, args)
-            good = [row for row in rows if "dropped" not in row]
-            if good:
-                write_answers(model, tokenizer, video, good, args)
+            asked = [row for row in rows if "dropped" not in row]
+            if asked:
+                write_answers(model, tokenizer, video, asked, args)
         out.write(rows)
     out.finish("answers")
 

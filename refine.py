@@ -1,94 +1,121 @@
-"""Stage 3: the model revises its answers in the light of the critique; what changed becomes a preference pair.
+r"""Stage 3: the model revises its answers; what changed makes preference pairs.
 
-    python refine.py --model shapes/model --input runs/mine/round1/critiques.jsonl --output runs/mine/round1/pairs.jsonl
+    python refine.py --model shapes/model \
+        --input runs/mine/round1/critiques.jsonl \
+        --output runs/mine/round1/pairs.jsonl
 
-A pair is made only where the critic found an error and the revision differs (a departure from the paper, see the README).
+A pair is made only where the critic found an error and the revision differs
+from the answer (a departure from the paper: see the README).
 
 reads    id, video, question, initial, critique, error_types
-writes   + revised, chosen, rejected (or dropped: unreadable_critique, no_error_found, unchanged, truncated, unreadable_video)
+writes   + revised, chosen, rejected (or dropped: unreadable_critique,
+         no_error_found, unchanged, truncated, unreadable_video)
 """
 
 import common
+import vlm
 
-REFINE_PROMPT = """Somebody was asked about this video.
-Question: {question}
-Their answer: {initial}
-A review of the answer: {critique}
-Answer the question again: mend what the review found wrong, keep what is right, and go by what the video shows. Reply with the new \
-answer alone, in one short sentence."""
+REQUIRED = ("id", "video", "question", "initial", "critique", "error_types")
 
-
-def judge_critique(row):
-    """Why a row needs no revision, or None: the gate."""
-    return (
-        "unreadable_critique"
-        if row["error_types"] is None
-        else None
-        if row["error_types"]
-        else "no_error_found"
-    )
+REFINE_PROMPT = (
+    "Somebody was asked about this video.\n"
+    "Question: {question}\n"
+    "Their answer: {initial}\n"
+    "A review of the answer: {critique}\n"
+    "Answer the question again: mend what the review found wrong, keep what is right, and go by "
+    "what the video shows. Reply with the new answer alone, in one short sentence."
+)
 
 
-def judge_revision(row, whole):
-    """Why a revised row makes no pair, or None. Case and full stops make no difference."""
-    plain = lambda text: text.lower().replace(".", " ").split()
-    return (
-        "truncated"
-        if not whole
-        else "unchanged"
-        if plain(row["revised"]) == plain(row["initial"])
-        else None
-    )
+def judge_critique(row: dict) -> str | None:
+    """Say why an answer is not revised; None if the critic found an error in it: the gate."""
+    if row["error_types"] is None:
+        return "unreadable_critique"
+    if not row["error_types"]:
+        return "no_error_found"
+    return None
 
 
-def write_revisions(model, tokenizer, video, rows, args):
-    """Adds revised to the rows of one video, decoded as one batch; and chosen and rejected, or dropped."""
-    prompts = [
-        REFINE_PROMPT.format(**{key: row[key] for key in ("question", "initial", "critique")})
-        for row in rows
-    ]
-    for row, (text, whole) in zip(
-        rows, common.decode(model, tokenizer, video, prompts, args.max_new_tokens)
-    ):
+def drop_without_error(rows: list[dict]):
+    """Add dropped to the answered rows that judge_critique lets through no further."""
+    for row in rows:
+        if "dropped" in row:
+            continue
+        reason = judge_critique(row)
+        if reason:
+            row["dropped"] = reason
+
+
+def judge_revision(row: dict, whole: bool) -> str | None:
+    """Say why a revised row makes no pair; None if it makes one.
+
+    whole: whether the revision ended by itself, and was not cut off
+    """
+    if not whole:
+        return "truncated"
+    if words(row["revised"]) == words(row["initial"]):
+        return "unchanged"
+    return None
+
+
+def words(text: str) -> list[str]:
+    """Split a text into what is compared: case and full stops make no difference."""
+    return text.lower().replace(".", " ").split()
+
+
+def write_revisions(model, tokenizer, video, rows: list[dict], args):
+    """Add revised to the rows of one video, decoded as one batch; and chosen and rejected."""
+    prompts = []
+    for row in rows:
+        prompt = REFINE_PROMPT.format(
+            question=row["question"], initial=row["initial"], critique=row["critique"]
+        )
+        prompts.append(prompt)
+    replies = vlm.decode(model, tokenizer, video, prompts, args.max_new_tokens)
+    for row, (text, whole) in zip(rows, replies):
         row["revised"] = text
         reason = judge_revision(row, whole)
-        row |= (
-            {"dropped": reason}
-            if reason
-            else {"chosen": row["revised"], "rejected": row["initial"]}
-        )
+        if reason:
+            row["dropped"] = reason
+        else:
+            row["chosen"] = row["revised"]
+            row["rejected"] = row["initial"]
+
+
+def parse_args():
+    """Parse the command line."""
+    parser = common.make_parser(__doc__, "pairs.jsonl", "critiques.jsonl")
+    decoding = parser.add_argument_group("decoding, which is greedy")
+    decoding.add_argument(
+        "--max-new-tokens",
+        type=common.at_least(1),
+        default=256,
+        metavar="N",
+        help="of a revision; a longer one is cut off, and its row dropped as truncated",
+    )
+    common.add_shard(parser)
+    return parser.parse_args()
 
 
 def main():
-    parser = common.make_parser(
-        __doc__, "pairs.jsonl; run again, it goes on where it stopped", "critiques.jsonl"
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=256,
-        help="of a revision; a longer one is dropped as truncated",
-    )
-    args = parser.parse_args()
-
-    root, groups = common.read_input(
-        args, require=("id", "video", "question", "initial", "critique", "error_types")
-    )
-    out = common.Output(
-        args.output, args, common.make_meta(args, [REFINE_PROMPT], root, groups), groups
-    )
+    """Write a revision of every answer that the critic found an error in."""
+    args = parse_args()
+    root, groups = common.read_input(args, REQUIRED)
+    groups = common.take_shard(groups, args.shard)[: args.limit]
+    vlm.check_model(args.model)
+    meta = common.make_meta(args, [REFINE_PROMPT], root, groups)
+    out = common.Output(args.output, args, meta, groups)
     if out.finished:
         return
-    model, tokenizer = common.load(args)
-    groups = out.left
-    for row in (row for _, rows in groups for row in rows if "dropped" not in row):
-        if reason := judge_critique(row):
-            row["dropped"] = reason
-    for rows, video in common.watch_each(model, tokenizer, groups, root, args):
+
+    for _, rows in out.left:
+        drop_without_error(rows)
+
+    model, tokenizer = vlm.load(args)
+    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
         if video:
-            write_revisions(
-                model, tokenizer, video, [row for row in rows if "dropped" not in row], args
-            )
+            wrong = [row for row in rows if "dropped" not in row]
+            write_revisions(model, tokenizer, video, wrong, args)
         out.write(rows)
     out.finish("pairs")
 

@@ -7,22 +7,24 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-torch.set_num_threads(1)  # at this size a second thread only costs
 
-import common  # noqa: E402
-from shapes import world  # noqa: E402
+import common
+import vlm
+from shapes import world
+
+torch.set_num_threads(1)  # at this size a second thread only costs
 
 MODEL = Path(__file__).parent.parent / "shapes" / "model"
 
 
 @pytest.fixture(scope="session")
 def model():
-    return common.load_model(MODEL, ["cpu"])
+    return vlm.load_model(MODEL, ["cpu"])
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return common.load_tokenizer(MODEL)
+    return vlm.load_tokenizer(MODEL)
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +37,5 @@ def video_file(tmp_path_factory):
 
 @pytest.fixture
 def frames(video_file):
+    """8 frames of it, uint8 (8, 128, 128, 3), RGB."""
     return common.sample_frames(video_file, 8)

@@ -5,7 +5,6 @@ import json
 import math
 import pathlib
 import resource
-import sys
 
 import pytest
 import torch
@@ -13,9 +12,11 @@ import transformers
 
 import common
 import dpo
+import vlm
 from conftest import MODEL
 from shapes import world
 
+# (video, question, chosen, rejected)
 PAIRS = [
     ("a.mp4", "which way does the red square move?", "it moves up.", "it moves left."),
     ("a.mp4", "how many shapes are there?", "there are two shapes.", "there are three shapes."),
@@ -24,240 +25,457 @@ PAIRS = [
 ]
 
 
+def write_pairs(directory):
+    """Render the two videos and write pairs.jsonl with its meta.json, as refine.py would -> its path."""
+    for number, name in enumerate(("a.mp4", "b.mp4")):
+        world.render(world.make_scene(0, "dev", number), directory / name)
+    rows = []
+    for number, (video, question, chosen, rejected) in enumerate(PAIRS):
+        row = {"id": f"{video}/{number}", "video": video, "question": question, "chosen": chosen, "rejected": rejected}
+        rows.append(row)
+    rows.append({"id": "a.mp4/9", "video": "a.mp4", "dropped": "unchanged"})
+
+    path = directory / "pairs.jsonl"
+    common.write_jsonl(path, rows)
+    meta = {"root": str(directory), "stage": "refine.py", "finished": {"account": "written by hand"}}
+    common.write_json(common.meta_path(path), meta)
+    return path
+
+
+def read_metrics(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture
 def pairs(tmp_path):
-    for index, name in enumerate(("a.mp4", "b.mp4")):
-        world.render(world.make_scene(0, "dev", index), tmp_path / name)
-    rows = [
-        {"id": f"{video}/{n}", "video": video, "question": question, "chosen": chosen, "rejected": rejected}
-        for n, (video, question, chosen, rejected) in enumerate(PAIRS)
-    ]
-    rows.append({"id": "a.mp4/9", "video": "a.mp4", "dropped": "unchanged"})
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common.write_json(
-        common.meta_path(path),
-        {"root": str(tmp_path), "stage": "refine.py", "finished": {"account": "written by hand"}},
-    )
-    return path
+    return write_pairs(tmp_path)
 
 
 @pytest.fixture
 def train(pairs, monkeypatch):
     def train(name, *more, model=MODEL):
+        """Run dpo.py -> (its output directory, the rows of metrics.jsonl)."""
         output = pairs.parent / name
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [
-                "dpo.py",
-                "--model",
-                str(model),
-                "--input",
-                str(pairs),
-                "--output",
-                str(output),
-                "--devices",
-                "cpu",
-                *more,
-            ],
-        )
+        command = ["dpo.py", "--model", model, "--input", pairs, "--output", output, "--devices", "cpu", *more]
+        monkeypatch.setattr("sys.argv", [str(word) for word in command])
         dpo.main()
-        return output, [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        return output, read_metrics(output)
 
     return train
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------
+# It learns
+
+
 def test_it_learns_the_pairs_and_leaves_the_vision_tower_alone(train, model):
     output, metrics = train("model", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
-    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference
-    assert abs(metrics[0]["rewards/margins"]) < 1e-4
-    assert metrics[-1]["loss"] < 0.5 and metrics[-1]["rewards/accuracies"] == 1.0
-    trained = common.load_model(output, ["cpu"])
+    first, last = metrics[0], metrics[-1]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference
+    assert abs(first["rewards/margins"]) < 1e-4
+    assert last["loss"] < 0.5
+    assert last["rewards/accuracies"] == 1.0
+
+    trained = vlm.load_model(output, ["cpu"])
     for (name, before), (_, after) in zip(model.named_parameters(), trained.named_parameters()):
-        assert torch.equal(before, after) == ("language_model" not in name and "lm_head" not in name), name
-    assert {path.name for path in MODEL.glob("*.json*")} - {"training.json"} <= {path.name for path in output.iterdir()}
-
-
-def test_a_step_is_a_mean_over_pairs_not_over_videos(train, tokenizer, model, pairs):
-    # three pairs about one video and one about the other, in one step: the metrics are the means of the four
-    _, [first, *_] = train("model", "--limit", "2")
-    lengths = [len(common.encode_branch(tokenizer, "", chosen)[1]) for _, _, chosen, _ in PAIRS]
-    assert first["lengths/chosen"] == sum(lengths) / 4
-    args = argparse.Namespace(loss="sigmoid", beta=0.1, label_smoothing=0.0, nll_weight=0.0, sft_on="chosen")
-    sums = torch.tensor([[-1.0, -2.0, -3.0, -4.0], [-2.0, -2.0, -2.0, -2.0]])
-    zero, ones = torch.zeros(2, 4), torch.ones(2, 4)
-    whole, _ = dpo.step_loss(args, sums, ones, zero, n_pairs=4, n_tokens=4)
-    parts = [
-        dpo.step_loss(args, sums[:, part], ones[:, part], zero[:, part], n_pairs=4, n_tokens=4)[0]
-        for part in (slice(0, 3), slice(3, 4))
-    ]
-    assert whole.item() == pytest.approx(sum(parts).item())
-
-
-def test_step_loss_by_hand():
-    # one pair: log-probs -6 and -8 over 3 and 4 tokens, reference -9 and -8
-    sums, lengths, reference = (
-        torch.tensor([[-6.0], [-8.0]]),
-        torch.tensor([[3.0], [4.0]]),
-        torch.tensor([[-9.0], [-8.0]]),
-    )
-    args = argparse.Namespace(loss="ipo", beta=0.5, label_smoothing=0.0, nll_weight=0.0, sft_on="chosen")
-    loss = lambda **changes: dpo.step_loss(argparse.Namespace(**vars(args) | changes), sums, lengths, reference, 1, 3)[
-        0
-    ].item()
-    assert loss() == pytest.approx((1.0 - 1.0) ** 2)  # per token: h = (-2 + 3) - (-2 + 2) = 1, 1 / (2 beta) = 1
-    assert loss(loss="sft") == pytest.approx(2.0)  # 6 nats over 3 chosen tokens
-    assert loss(loss="hinge", nll_weight=0.5) == pytest.approx(0.0 + 0.5 * 2.0)  # beta * h = 0.5 * 3 > 1
+        is_trained = "language_model" in name or "lm_head" in name
+        assert torch.equal(before, after) == (not is_trained), name
+    of_base = {path.name for path in MODEL.glob("*.json*")} - {"training.json"}
+    assert of_base <= {path.name for path in output.iterdir()}
 
 
 def test_bfloat16_trains_on_float32_masters(train):
-    # at this rate a step is below bfloat16's resolution for most weights, but the masters add the steps up
+    # At this rate a step is below bfloat16's resolution for most weights, but the masters add the steps up
     output, metrics = train("model", "--dtype", "bfloat16", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
     assert metrics[-1]["loss"] < metrics[0]["loss"] < 0.75
-    assert all(
-        weight.dtype == torch.bfloat16 for weight in common.load_model(output, ["cpu"], torch.bfloat16).parameters()
-    )
+    trained = vlm.load_model(output, ["cpu"], torch.bfloat16)
+    assert {weight.dtype for weight in trained.parameters()} == {torch.bfloat16}
 
 
 def test_plain_bfloat16_stands_still_where_float32_masters_move():
-    """A weight of 0.02 in bfloat16 has neighbours at a distance of 1.2e-4; AdamW's steps are about the learning rate, 5e-7. Each is rounded away, and
-    200 of them are 200 times nothing; summed in float32 they are 1e-4, which shows after rounding in most weights."""
+    """AdamW's steps are about the learning rate, 5e-7; a bfloat16 weight of 0.02 has neighbors 1.2e-4 away.
+
+    So each step is rounded away, and 200 of them are 200 times nothing. Summed in float32 they are 1e-4, which shows
+    after rounding in most weights.
+    """
     start = 0.02 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    plain, weight = torch.nn.Parameter(start.bfloat16()), start.bfloat16()
-    master = torch.nn.Parameter(weight.float())
-    optimizers = [torch.optim.AdamW([parameter], 5e-7, weight_decay=0.0) for parameter in (plain, master)]
     gradient = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
-    for _ in range(200):
-        plain.grad, master.grad = gradient.bfloat16(), gradient.clone()
-        for optimizer in optimizers:
+    start = start.bfloat16()
+    plain = torch.nn.Parameter(start.clone())
+    master = torch.nn.Parameter(start.float())
+    plain.grad = gradient.bfloat16()
+    master.grad = gradient.clone()
+    for parameter in (plain, master):
+        optimizer = torch.optim.AdamW([parameter], 5e-7, weight_decay=0.0)
+        for _ in range(200):
             optimizer.step()
-    moved = lambda now: (now != start.bfloat16()).float().mean().item()
-    assert moved(plain) < 0.02 and moved(master.bfloat16()) > 0.6 and moved(master.float()) > 0.99
+
+    def share_moved(weights):
+        return (weights != start).float().mean().item()
+
+    assert share_moved(plain) < 0.02
+    assert share_moved(master.bfloat16()) > 0.6
+    assert share_moved(master.float()) > 0.99
 
 
 def test_the_learning_rate_warms_up_and_cools_down():
     args = argparse.Namespace(lr=1.0, warmup=0.2)
     rates = [dpo.learning_rate(args, step, 10) for step in range(10)]
-    assert (
-        rates[:3] == [0.5, 1.0, 1.0]
-        and rates[6] == pytest.approx(0.5)
-        and rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
-    )
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+# With LoRA nothing before the first layer has a gradient; its factors have theirs all the same
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_activation_checkpointing_changes_nothing_but_memory(train, monkeypatch, tune):
+    flags = ("--lr", "1e-3", "--epochs", "2", "--tune", tune)
+    sdpa = transformers.AttentionInterface()["sdpa"]
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return sdpa(*args, **kwargs)
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "sdpa", counted)
+    plain, _ = train("plain", *flags)
+    n_plain = len(calls)
+    saved, _ = train("saved", *flags, "--activation-checkpointing")
+    n_saved = len(calls) - n_plain
+
+    # Each of 2 videos passes forward 3 times (the reference, then two epochs). A pass calls attention in the 2 layers
+    # of the vision tower, and in the 4 layers of the language model once for the video, once for the branches.
+    n_language = 4 * 2
+    assert n_plain == 2 * 3 * (2 + n_language)
+    assert n_saved == n_plain + 2 * 2 * n_language  # again in the backward passes of two epochs
+    mine = vlm.load_model(saved, ["cpu"]).parameters()
+    theirs = vlm.load_model(plain, ["cpu"]).parameters()
+    for one, other in zip(mine, theirs):
+        torch.testing.assert_close(one, other)
+
+
+# ------------------------------------------------------------------------------
+# A step's loss, by hand
+
+ARGS = {"loss": "sigmoid", "beta": 0.5, "label_smoothing": 0.0, "nll_weight": 0.0, "sft_on": "chosen"}
+
+# One pair: log-probs -6 and -8 over 3 and 4 tokens; under the reference they are -9 and -8
+SUMS = torch.tensor([[-6.0], [-8.0]])
+LENGTHS = torch.tensor([[3.0], [4.0]])
+REFERENCE = torch.tensor([[-9.0], [-8.0]])
+
+
+def loss_of_one_pair(n_tokens=3, **changes):
+    args = argparse.Namespace(**ARGS | changes)
+    loss, _ = dpo.step_loss(args, SUMS, LENGTHS, REFERENCE, n_pairs=1, n_tokens=n_tokens)
+    return loss.item()
+
+
+def test_step_loss_by_hand():
+    # Per token: h = (-2 + 3) - (-2 + 2) = 1, and 1 / (2 beta) = 1
+    assert loss_of_one_pair(loss="ipo") == pytest.approx((1.0 - 1.0) ** 2)
+    # 6 nats over 3 chosen tokens
+    assert loss_of_one_pair(loss="sft") == pytest.approx(2.0)
+    # 8 nats over 4 rejected tokens, and no token counted for the chosen answer
+    assert loss_of_one_pair(loss="sft", sft_on="rejected", n_tokens=4) == pytest.approx(2.0)
+    # Hinge: beta * h = 0.5 * 3 is more than 1, so nothing but the NLL term is left
+    assert loss_of_one_pair(loss="hinge", nll_weight=0.5) == pytest.approx(0.0 + 0.5 * 2.0)
+
+
+@pytest.mark.parametrize("sft_on", ["chosen", "rejected"])
+def test_the_nll_term_beside_a_preference_is_on_chosen_whatever_sft_learns(sft_on):
+    # beta * h = 0.5 * 3, and the NLL is 6 nats over 3 chosen tokens
+    loss = loss_of_one_pair(loss="sigmoid", nll_weight=1.0, sft_on=sft_on)
+    assert loss == pytest.approx(math.log(1 + math.exp(-1.5)) + 2.0)
 
 
 @pytest.mark.parametrize(
-    "tune", ["full", "lora"]
-)  # with LoRA nothing below the first layer has a gradient; its factors have theirs all the same
-def test_activation_checkpointing_changes_nothing_but_memory(train, monkeypatch, tune):
-    flags = ("--lr", "1e-3", "--epochs", "2", "--tune", tune)
-    calls, attention = [], transformers.AttentionInterface()["sdpa"]
-    counted = lambda *args, **kwargs: (calls.append(1), attention(*args, **kwargs))[1]
-    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "sdpa", counted)
-    (plain, _), n_plain, (saved, _) = (
-        train("plain", *flags),
-        len(calls),
-        train("saved", *flags, "--activation-checkpointing"),
-    )
-    # 2 videos: the reference and two epochs, each with 2 layers of the vision tower; 4 layers x 2 parts (video, branches), again in two backward passes
-    assert n_plain == 2 * 3 * (2 + 8) and len(calls) - n_plain == n_plain + 2 * 2 * 8
-    for mine, theirs in zip(
-        common.load_model(saved, ["cpu"]).parameters(), common.load_model(plain, ["cpu"]).parameters()
-    ):
-        torch.testing.assert_close(mine, theirs)
+    "loss, sft_on, expected",
+    [
+        # Policy and reference are one: ln 2. NLL: 6 + 2 = 8 nats over 3 + 1 = 4 chosen tokens.
+        ("sigmoid", "chosen", math.log(2) + 2.0),
+        ("sigmoid", "rejected", math.log(2) + 2.0),
+        ("sft", "chosen", 2.0),
+        # 8 + 22 = 30 nats over 4 + 6 = 10 rejected tokens
+        ("sft", "rejected", 3.0),
+    ],
+)
+def test_a_step_counts_the_tokens_of_the_side_that_its_cross_entropy_is_on(monkeypatch, loss, sft_on, expected):
+    logps = {
+        "a.mp4": (torch.tensor([[-6.0], [-8.0]]), torch.tensor([[3], [4]])),
+        "b.mp4": (torch.tensor([[-2.0], [-22.0]]), torch.tensor([[1], [6]])),
+    }
+
+    def by_hand(model, tokenizer, video, pairs):
+        sums, lengths = logps[pairs[0]["video"]]
+        return sums.clone().requires_grad_(), lengths
+
+    monkeypatch.setattr(dpo, "pair_logps", by_hand)
+    batch = [(name, [{"id": f"{name}/0", "video": name}]) for name in logps]
+    videos = ((pairs, "a video that is not looked at") for _, pairs in batch)
+    args = argparse.Namespace(**ARGS | {"loss": loss, "sft_on": sft_on, "nll_weight": 1.0})
+    step = dpo.accumulate(torch.nn.Linear(1, 1), None, videos, batch, logps, args)
+    assert step.loss == pytest.approx(expected)
+    assert step.sums.tolist() == [[-6.0, -2.0], [-8.0, -22.0]]
+    assert step.lengths.tolist() == [[3, 1], [4, 6]]
 
 
-def test_infinity_stops_it_with_step_and_pairs(train, monkeypatch):
-    monkeypatch.setattr(
-        dpo, "dpo_loss", lambda chosen, *_, **__: (chosen * float("inf"), chosen.detach(), chosen.detach())
-    )
-    with pytest.raises(common.InputError, match="step 1: loss .*no update was made.*a.mp4/0"):
+def test_sft_on_changes_nothing_in_a_preference_with_an_nll_term(train):
+    flags = ("--loss", "sigmoid", "--nll-weight", "1", "--lr", "1e-3", "--epochs", "2")
+    chosen, chosen_metrics = train("chosen", *flags, "--sft-on", "chosen")
+    rejected, rejected_metrics = train("rejected", *flags, "--sft-on", "rejected")
+    assert without_speed(rejected_metrics) == without_speed(chosen_metrics)
+    weights = [(output / "model.safetensors").read_bytes() for output in (chosen, rejected)]
+    assert weights[0] == weights[1]
+
+
+def without_speed(metrics):
+    return [{key: value for key, value in row.items() if key != "tokens/s"} for row in metrics]
+
+
+def test_a_step_is_a_mean_over_pairs_not_over_videos(train, tokenizer):
+    # Three pairs about one video and one about the other, in one step: the metrics are the means of the four
+    _, [first, *_] = train("model", "--limit", "2")
+    lengths = [len(vlm.encode_branch(tokenizer, "", chosen).answer) for _, _, chosen, _ in PAIRS]
+    assert first["lengths/chosen"] == sum(lengths) / 4
+
+    args = argparse.Namespace(**ARGS | {"beta": 0.1})
+    sums = torch.tensor([[-1.0, -2.0, -3.0, -4.0], [-2.0, -2.0, -2.0, -2.0]])
+    ones = torch.ones(2, 4)
+    zeros = torch.zeros(2, 4)
+
+    def share(pairs):
+        """Compute the loss of some of the step's four pairs, as if they were about one video."""
+        loss, _ = dpo.step_loss(args, sums[:, pairs], ones[:, pairs], zeros[:, pairs], n_pairs=4, n_tokens=4)
+        return loss.item()
+
+    whole = share(slice(0, 4))
+    assert whole == pytest.approx(share(slice(0, 3)) + share(slice(3, 4)))
+
+
+# ------------------------------------------------------------------------------
+# Before the first update policy and reference are one model
+
+
+def test_the_first_rewards_may_differ_from_0_by_rounding_alone(capsys):
+    # Log-probs of up to 20 nats, beta 0.1: a hundredth of the largest, 0.01 * 0.1 * 20 = 0.02, is called rounding
+    args = argparse.Namespace(beta=0.1)
+    batch = [("a.mp4", [{"id": "a.mp4/0"}, {"id": "a.mp4/1"}])]
+    sums = torch.tensor([[-12.0, -5.0], [-20.0, -5.0]])
+
+    def check(reward):
+        rewards = torch.tensor([[0.0, 0.0], [0.0, reward]])
+        dpo.check_first_margin(dpo.Step(0.7, rewards, sums, lengths=sums), batch, args)
+
+    check(-0.019)
+    assert "first step: largest |reward| 1.9e-02: policy and reference are one model" in capsys.readouterr().out
+    for reward in (0.021, -0.021):
+        with pytest.raises(common.InputError, match=r"step 1: a reward of 2.1e-02 .*no update.*a.mp4/0, a.mp4/1$"):
+            check(reward)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def updates(monkeypatch):
+    """The updates of AdamW: a list that grows by one with each."""
+    updates = []
+    step = torch.optim.AdamW.step
+
+    def counted(self, *arguments):
+        updates.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    return updates
+
+
+def check_that_nothing_was_learned(output, updates):
+    assert not updates
+    assert read_metrics(output) == []
+    assert not list(output.glob("checkpoint*"))
+    assert not list(output.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "sft"])
+def test_a_video_that_changes_after_the_reference_pass_is_refused_by_name(train, pairs, monkeypatch, updates, loss):
+    compute = dpo.reference_logps
+
+    def compute_then_change_a_video(*arguments):
+        reference = compute(*arguments)
+        world.render(world.make_scene(0, "dev", 7), pairs.parent / "a.mp4")
+        return reference
+
+    monkeypatch.setattr(dpo, "reference_logps", compute_then_change_a_video)
+    with pytest.raises(common.InputError, match=r"step 1: a reward of .*no update was made.*a.mp4/0"):
+        train("model", "--loss", loss)
+    check_that_nothing_was_learned(pairs.parent / "model", updates)
+
+
+def test_a_reference_that_is_off_is_refused(train, pairs, monkeypatch, updates):
+    compute = dpo.reference_logps
+
+    def off(*arguments):
+        reference = compute(*arguments)
+        return {name: (sums + 1.0, lengths) for name, (sums, lengths) in reference.items()}
+
+    monkeypatch.setattr(dpo, "reference_logps", off)
+    with pytest.raises(common.InputError, match=r"step 1: a reward of 1.0e-01 .*a.mp4/0.*"):
+        train("model", "--videos-per-step", "2")
+    check_that_nothing_was_learned(pairs.parent / "model", updates)
+
+
+def test_the_first_rewards_are_not_checked_where_the_reference_is_an_earlier_runs(train, pairs, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "accumulate", interrupt)
         train("model")
+    path = pairs.parent / "model" / "reference.json"
+    reference = common.read_json(path)
+    for sums, _ in reference.values():
+        sums[0] = [logp - 1.0 for logp in sums[0]]
+    common.write_json(path, reference)
+
+    capsys.readouterr()
+    _, [first] = train("model")
+    assert first["rewards/chosen"] == pytest.approx(0.1, abs=1e-4)  # beta * 1 nat
+    said = capsys.readouterr()
+    assert "first step" not in said.out
+    assert "reference" not in said.out + said.err
 
 
-def test_run_again_it_does_nothing_and_other_arguments_are_refused(train, capsys):
+def test_a_loss_without_a_reference_has_no_reference_pass_and_no_such_check(train, pairs, monkeypatch, capsys):
+    # What every other loss prints
+    train("with")
+    said = capsys.readouterr()
+    assert "reference: 100%" in said.err
+    assert "first step: largest |reward|" in said.out
+
+    monkeypatch.setattr(dpo, "REFERENCE_FREE", ("sigmoid",))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "accumulate", interrupt)
+        train("without")
+    assert not (pairs.parent / "without" / "reference.json").exists()
+    _, [first] = train("without")
+    said = capsys.readouterr()
+    assert "training: " in said.err
+    assert "reference" not in said.out + said.err
+    assert "first step" not in said.out
+    for side in ("chosen", "rejected"):
+        assert first[f"rewards/{side}"] == pytest.approx(0.1 * first[f"logps/{side}"], rel=1e-6)  # beta * log pi
+
+
+# ------------------------------------------------------------------------------
+# It is stopped, and resumes
+
+
+def test_a_finished_training_is_left_alone_and_other_arguments_are_refused(train, capsys):
     output, _ = train("model")
-    before = (output / "model.safetensors").stat().st_mtime_ns
+    file = output / "model.safetensors"
+    before = file.stat().st_mtime_ns
     train("model")
-    assert "is finished" in capsys.readouterr().out and (output / "model.safetensors").stat().st_mtime_ns == before
+    assert "is finished" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == before
     with pytest.raises(common.InputError, match="beta"):
         train("model", "--beta", "0.2")
 
 
+def interrupt_after(n_steps):
+    """Make an accumulate that does n steps and stops the training in the next one."""
+    accumulate = dpo.accumulate
+    calls = []
+
+    def accumulate_or_stop(*arguments):
+        calls.append(1)
+        if len(calls) > n_steps:
+            raise KeyboardInterrupt
+        return accumulate(*arguments)
+
+    return accumulate_or_stop
+
+
 @pytest.mark.parametrize("how", ["--dtype=float32", "--dtype=bfloat16", "--tune=lora"])
-def test_cut_off_it_goes_on_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, how):
-    flags = ("--lr", "1e-3", "--epochs", "6", "--videos-per-step", "1", "--save-every", "3", how)  # 12 steps
+def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, how):
+    # 12 steps
+    flags = ("--lr", "1e-3", "--epochs", "6", "--videos-per-step", "1", "--save-every", "3", how)
     whole, steps = train("whole", *flags)
-    for n_steps in (
-        1,
-        4,
-        4,
-        5,
-    ):  # cut off behind steps 1 (no checkpoint yet), 4, 7 and 11: the newest checkpoints are of 3, 6 and 9
-        calls, accumulate = [], dpo.accumulate
-
-        def cut_off(*arguments):
-            calls.append(1)
-            if len(calls) > n_steps:
-                raise KeyboardInterrupt
-            return accumulate(*arguments)
-
+    # Stopped after steps 1 (no checkpoint yet), 4, 7 and 11: the newest checkpoints are those of steps 3, 6 and 9
+    for n_steps in (1, 4, 4, 5):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(dpo, "accumulate", cut_off)
-            train("torn", *flags)
-    output, metrics = train("torn", *flags)
-    assert "going on behind step 9" in capsys.readouterr().out
+            patch.setattr(dpo, "accumulate", interrupt_after(n_steps))
+            train("stopped", *flags)
+    output, metrics = train("stopped", *flags)
+    assert "resuming after step 9" in capsys.readouterr().out
+
     [file] = output.glob("*model.safetensors")  # or adapter_model.safetensors
     assert file.read_bytes() == (whole / file.name).read_bytes()
-    strip = lambda rows: [{key: row[key] for key in row if key != "tokens/s"} for row in rows]
-    assert strip(metrics) == strip(steps)
-    assert (
-        not list(output.glob("checkpoint*")) and not (output / "reference.json").exists()
-    )  # what it took to go on is gone
+    assert without_speed(metrics) == without_speed(steps)
+    # What was needed to resume is deleted
+    assert not list(output.glob("checkpoint*"))
+    assert not (output / "reference.json").exists()
 
 
 def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
     flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "2")
-
-    def cut_off(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dpo, "save", cut_off)
+        patch.setattr(dpo, "save", interrupt)
         train("model", *flags)
     files = sorted((pairs.parent / "model").glob("checkpoint-*"))
     assert [file.name for file in files] == ["checkpoint-000002.state", "checkpoint-000004.state"]
-    files[1].write_bytes(files[1].read_bytes()[:1000])
-    with pytest.raises(common.InputError, match="checkpoint-000004.state: .*the one before"):
+
+    newest = files[1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(common.InputError, match="checkpoint-000004.state: .*resumes from the checkpoint before it"):
         train("model", *flags)
-    files[1].unlink()
-    assert train("model", *flags)[1][-1]["step"] == 6
+    newest.unlink()
+    _, metrics = train("model", *flags)
+    assert metrics[-1]["step"] == 6
 
 
-def test_killed_before_it_has_cleaned_up_the_model_can_be_read(train, pairs, monkeypatch):
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
+def test_a_training_killed_before_it_deletes_its_checkpoints_leaves_a_model_that_can_be_read(train, pairs, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pathlib.Path, "unlink", killed)
+        patch.setattr(pathlib.Path, "unlink", interrupt)
         train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "4")
-    assert list((pairs.parent / "model").glob("checkpoint-*")) and common.load_model(pairs.parent / "model", ["cpu"])
+    output = pairs.parent / "model"
+    assert list(output.glob("checkpoint-*"))
+    assert vlm.load_model(output, ["cpu"])
 
 
-def test_a_full_disk_is_no_traceback(train, capsys):
+def test_a_full_disk_gives_no_traceback_and_the_training_resumes(train, capsys):
     """A limit on the size of files does what a full disk does: the first checkpoint cannot be written whole."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "2")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
         with pytest.raises(SystemExit, match="1"):
-            common.run(lambda: train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "2"))
+            common.run(lambda: train("model", *flags))
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large" in (said := capsys.readouterr().err) and "the same command goes on" in said
-    assert train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "2")[1][-1]["step"] == 6
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert "File too large" in said
+    assert "the same command resumes" in said
+    _, metrics = train("model", *flags)
+    assert metrics[-1]["step"] == 6
 
 
-def test_no_pairs_are_said_so(train, pairs):
-    pairs.write_text(json.dumps({"id": "a", "video": "a.mp4", "dropped": "unchanged"}) + "\n")
+# ------------------------------------------------------------------------------
+# What it refuses
+
+
+def test_an_infinite_loss_stops_it_and_names_step_and_pairs(train, pairs, monkeypatch, updates):
+    def infinite(chosen, *_, **__):
+        rewards = torch.zeros_like(chosen)
+        return chosen * float("inf"), rewards, rewards
+
+    monkeypatch.setattr(dpo, "dpo_loss", infinite)
+    with pytest.raises(common.InputError, match="step 1: loss .*no update was made.*a.mp4/0"):
+        train("model")
+    check_that_nothing_was_learned(pairs.parent / "model", updates)
+
+
+def test_rows_without_a_pair_are_refused(train, pairs):
+    common.write_jsonl(pairs, [{"id": "a", "video": "a.mp4", "dropped": "unchanged"}])
     with pytest.raises(common.InputError, match="no row is a pair"):
         train("model")

@@ -1,49 +1,26 @@
-"""Scoring by truth, by hand."""
+"""Scores by hand, on the benchmark of the tiny world."""
 
 import pytest
 
+import benchmarks
 import common
 import evaluate
 from tools import report
 
 
-def item(task, answer, error="causal_reasoning"):
-    return {"benchmark": "shapes", "task": task, "options": [answer], "answer": 0, "tags": {"error_type": error}}
-
-
-@pytest.mark.parametrize(
-    "task, truth, reply, errors",
-    [
-        ("motion", "it moves left.", "It moves left", []),
-        ("motion", "it moves left.", "it moves right.", ["causal_reasoning"]),
-        ("motion", "it moves left.", "", ["causal_reasoning"]),
-        ("objects", "a red circle and a blue square.", "a blue square and a red circle.", []),
-        (
-            "objects",
-            "a red circle and a blue square.",
-            "a red circle, a blue square and a white square.",
-            ["object_hallucination"],
-        ),
-        (
-            "objects",
-            "a red circle, a blue square and a white square.",
-            "a red circle and a white square.",
-            ["detail_omission"],
-        ),
-        (
-            "objects",
-            "a red circle and a blue square.",
-            "a red circle and a blue circle.",
-            ["object_hallucination", "detail_omission"],
-        ),
-    ],
-)
-def test_errors_of_a_reply(task, truth, reply, errors):
-    assert evaluate.name_errors(item(task, truth), reply) == errors
-    assert evaluate.parse_reply(item(task, truth), reply) == (None if errors else 0)
+def item(task, answer, error_type="causal_reasoning"):
+    """An item of shapes: its only option is the true answer."""
+    return {
+        "benchmark": "shapes",
+        "task": task,
+        "options": [answer],
+        "answer": 0,
+        "tags": {"error_type": error_type},
+    }
 
 
 def row(video, correct, **more):
+    """A row of predictions.jsonl."""
     return {
         "id": f"{video}/{id(object())}",
         "benchmark": "shapes",
@@ -60,31 +37,73 @@ def row(video, correct, **more):
     }
 
 
-def test_score_by_hand():
-    rows = [row("a", True), row("a", False), row("b", True), row("b", True), row("c", None, dropped="unreadable_video")]
+CIRCLE_AND_SQUARE = "a red circle and a blue square."
+THREE_THINGS = "a red circle, a blue square and a white square."
+
+
+@pytest.mark.parametrize(
+    "task, truth, reply, errors",
+    [
+        ("motion", "it moves left.", "It moves left", []),
+        ("motion", "it moves left.", "it moves right.", ["causal_reasoning"]),
+        ("motion", "it moves left.", "", ["causal_reasoning"]),
+        ("objects", CIRCLE_AND_SQUARE, "a blue square and a red circle.", []),
+        ("objects", CIRCLE_AND_SQUARE, THREE_THINGS, ["object_hallucination"]),
+        ("objects", THREE_THINGS, "a red circle and a white square.", ["detail_omission"]),
+        (
+            "objects",
+            CIRCLE_AND_SQUARE,
+            "a red circle and a blue circle.",
+            ["object_hallucination", "detail_omission"],
+        ),
+    ],
+)
+def test_a_wrong_reply_has_the_error_types_of_its_task(task, truth, reply, errors):
+    assert evaluate.name_errors(item(task, truth), reply) == errors
+    assert evaluate.parse_reply(item(task, truth), reply) == (None if errors else 0)
+
+
+def test_a_score_is_the_share_of_correct_replies_among_the_readable_videos():
+    rows = [
+        row("a", True),
+        row("a", False),
+        row("b", True),
+        row("b", True),
+        row("c", None, dropped="unreadable_video"),
+    ]
     result = evaluate.score(rows)
-    assert (
-        result["accuracy"],
-        result["n"],
-        result["N"],
-        result["n_videos"],
-        result["n_unreadable"],
-        result["n_wrong"],
-    ) == (0.75, 4, 5, 2, 1, 1)
-    assert result["errors"]["factual_inaccuracy"] == 1 and sum(result["errors"].values()) == 1
-    assert (result["score"], result["n_unparsed"]) == (0.75, 0)  # a free-form reply is right or wrong, never unparsed
-    # bootstrap over two videos with means 1/2 and 1: a resample has the mean 1/2 or 1 in a quarter of the cases each, so the interval is both ends
+    assert (result["score"], result["accuracy"]) == (3 / 4, 3 / 4)
+    assert (result["n"], result["N"]) == (4, 5)
+    assert (result["n_videos"], result["n_unreadable"]) == (2, 1)
+    assert result["n_wrong"] == 1
+    assert result["errors"]["factual_inaccuracy"] == 1
+    assert sum(result["errors"].values()) == 1
+    assert result["n_unparsed"] == 0  # a reply in free text is right or wrong, never unparsed
+    # The two videos have means 1/2 and 1. A bootstrap sample draws two of them, so a quarter of the samples has the
+    # mean 1/2, another quarter the mean 1: the 95% interval reaches to both ends.
     assert result["interval"] == [0.5, 1.0]
 
 
 def test_the_interval_is_over_videos_not_questions():
-    # 20 videos of 10 questions that are all right or all wrong: as good as 20 observations, standard error sqrt(.25 / 20) = 0.11, not 0.035
+    # 20 videos of 10 questions that are all right or all wrong: as good as 20 observations. The standard error is
+    # sqrt(.25 / 20) = 0.112, not the sqrt(.25 / 200) = 0.035 of 200 observations.
     rows = [row(str(n), n % 2 == 0) for n in range(20) for _ in range(10)]
-    low, high = evaluate.interval(rows)
+    low, high = evaluate.interval(rows, benchmarks.accuracy)
     assert high - low == pytest.approx(2 * 1.96 * 0.112, abs=0.06)
 
 
-def test_the_critic_and_the_revisions_by_hand():
+def test_the_interval_is_that_of_the_score_not_of_the_accuracy(monkeypatch):
+    # A score that no accuracy can be: 10 for every row. Its interval is 10 to 10, the accuracy's is 0 to 1.
+    tens = benchmarks.Benchmark(None, None, None, 1, score=lambda rows: 10.0, score_is="ten in {n_tasks} tasks")
+    monkeypatch.setattr(evaluate, "SHAPES", tens)
+    result = evaluate.score([row("a", True), row("b", False)])
+    assert (result["score"], result["interval"]) == (10.0, [10.0, 10.0])
+    assert result["score_is"] == "ten in 1 tasks"
+    assert result["accuracy"] == 0.5
+    assert result["by_task"]["motion"]["interval"] == [0.0, 1.0]  # by task it is the accuracy with its own interval
+
+
+def test_the_critic_is_scored_by_truth():
     rows = [
         {"correct": False, "error_types": ["factual_inaccuracy"]},
         {"correct": True, "error_types": ["factual_inaccuracy"]},
@@ -92,17 +111,18 @@ def test_the_critic_and_the_revisions_by_hand():
         {"correct": False, "error_types": None},
         {"correct": True, "error_types": []},
     ]
-    assert report.score_critic(rows) == (
-        1 / 2,
-        1 / 3,
-    )  # two found, one of them wrong indeed; three wrong, one of them found
+    # An error was found in two replies, of which one is wrong; three replies are wrong, of which one was found
+    assert report.score_critic(rows) == (1 / 2, 1 / 3)
+
+
+def test_revisions_are_scored_by_truth():
     kept = item("motion", "it moves left.") | {"initial": "it moves left."}
-    mended = item("motion", "it moves left.") | {"initial": "it moves up.", "revised": "it moves left."}
-    spoiled = item("motion", "it moves left.") | {"initial": "it moves left.", "revised": "it moves up."}
-    assert report.score_revisions([kept, mended, spoiled]) == 2 / 3
+    improved = item("motion", "it moves left.") | {"initial": "it moves up.", "revised": "it moves left."}
+    worsened = item("motion", "it moves left.") | {"initial": "it moves left.", "revised": "it moves up."}
+    assert report.score_revisions([kept, improved, worsened]) == 2 / 3
 
 
-def test_a_bad_benchmark_is_named(tmp_path):
+def test_a_benchmark_without_its_file_or_key_is_refused_by_name(tmp_path):
     with pytest.raises(common.InputError, match="questions.json"):
         evaluate.load_items("shapes", tmp_path)
     (tmp_path / "questions.json").write_text('[{"video": "a.mp4"}]')

@@ -1,4 +1,4 @@
-"""Which frames are taken, and that they are the ones that the file holds."""
+"""Which frames of a video are taken, and that they are the frames that the file contains."""
 
 import cv2
 import numpy as np
@@ -7,19 +7,36 @@ import torch
 
 import common
 import generate
+import vlm
+
+
+def decode_all(path):
+    """Decode a video with OpenCV alone -> list of uint8 (height, width, 3), RGB."""
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        is_frame, image = capture.read()
+        if not is_frame:
+            return frames
+        frames.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+# ------------------------------------------------------------------------------
+# Which frames
 
 
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        # seg = 15 / 8 = 1.875; int(0.9375 + round(1.875 i)) with round 0 2 4 6 8 9 11 13
+        # part = 15 / 8 = 1.875; int(0.9375 + round(1.875 i)) with round 0 2 4 6 8 9 11 13
         ((16, 8.0, 8), [0, 2, 4, 6, 8, 9, 11, 13]),
-        # seconds 1 to 3 of 40 frames at 10 a second: s = 10, e = 30, seg = 5; int(10 + 2.5 + 5 i)
+        # Seconds 1 to 3 of 40 frames at 10 a second: begin = 10, stop = 30, part = 5; int(10 + 2.5 + 5 i)
         ((40, 10.0, 4, 1.0, 3.0), [12, 17, 22, 27]),
-        # fewer frames than asked: they repeat. seg = 2 / 5 = 0.4; int(0.2 + round(0.4 i)) with round 0 0 1 1 2
+        # Fewer frames than asked for: they repeat. part = 2 / 5 = 0.4; int(0.2 + round(0.4 i)) with round 0 0 1 1 2
         ((3, 8.0, 5), [0, 0, 1, 1, 2]),
-        # an end past the last frame: e = 9; a start past it: clamped to the last frame
+        # An end after the last frame: stop = 9, part = 4.5; int(2.25 + round(4.5 i)) with round 0 4
         ((10, 10.0, 2, 0.0, 99.0), [2, 6]),
+        # A start after the last frame: clamped to it
         ((10, 10.0, 2, 50.0, 99.0), [9, 9]),
     ],
 )
@@ -27,49 +44,69 @@ def test_frame_indices_by_hand(arguments, expected):
     assert common.frame_indices(*arguments) == expected
 
 
-def test_sampled_frames_are_the_decoder_s_own(video_file):
-    capture, decoded = cv2.VideoCapture(str(video_file)), []
-    while (frame := capture.read())[0]:
-        decoded.append(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB))
+def test_sampled_frames_are_those_of_the_decoder(video_file):
+    decoded = decode_all(video_file)
     assert len(decoded) == 16
-    np.testing.assert_array_equal(common.sample_frames(video_file, 8), np.stack(decoded)[[0, 2, 4, 6, 8, 9, 11, 13]])
+    expected = np.stack(decoded)[[0, 2, 4, 6, 8, 9, 11, 13]]
+    np.testing.assert_array_equal(common.sample_frames(video_file, 8), expected)
 
 
 def test_what_cannot_be_read_is_an_oserror(tmp_path):
     with pytest.raises(OSError, match="no such video"):
-        common.sample_frames(tmp_path / "nothing.mp4", 8)
-    (tmp_path / "text.mp4").write_text("no video")
+        common.sample_frames(tmp_path / "missing.mp4", 8)
+
+    (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(OSError, match="no frame can be decoded"):
         common.sample_frames(tmp_path / "text.mp4", 8)
 
 
-def test_pixels_are_normalized_as_imagenet_s():
+# ------------------------------------------------------------------------------
+# From frames to pixels
+
+
+def test_pixels_are_normalized_with_imagenet_mean_and_std():
     grey = np.full((1, 30, 50, 3), 128, np.uint8)
-    pixels = common.pixel_values(grey, 14)
+    pixels = vlm.pixel_values(grey, 14)
     assert pixels.shape == (1, 3, 14, 14)
-    expected = [(128 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (128 / 255 - 0.406) / 0.225]
-    torch.testing.assert_close(pixels[0, :, 7, 7], torch.tensor(expected))
+    red = (128 / 255 - 0.485) / 0.229
+    green = (128 / 255 - 0.456) / 0.224
+    blue = (128 / 255 - 0.406) / 0.225
+    torch.testing.assert_close(pixels[0, :, 7, 7], torch.tensor([red, green, blue]))
 
 
 def test_resizing_does_not_alias():
-    # columns white black black white, to a quarter of the size: grey to every eye, but without a filter each point falls between two black ones
+    # Columns white black black white, resized to a quarter: grey to every eye. Without a filter each point of the small
+    # image would fall between two black columns, and all would be black.
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
-    stripes[:, :, 0::4] = stripes[:, :, 3::4] = 255
-    grey = common.pixel_values(np.full((1, 64, 64, 3), 128, np.uint8), 16)
-    inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # the filter is cut off at the edges
-    torch.testing.assert_close(common.pixel_values(stripes, 16)[inside], grey[inside], atol=0.05, rtol=0)
+    stripes[:, :, 0::4] = 255
+    stripes[:, :, 3::4] = 255
+    grey = np.full((1, 64, 64, 3), 128, np.uint8)
+
+    resized = vlm.pixel_values(stripes, 16)[:, :, 2:-2, 2:-2]  # at the edges the filter is cut off
+    expected = vlm.pixel_values(grey, 16)[:, :, 2:-2, 2:-2]
+    torch.testing.assert_close(resized, expected, atol=0.05, rtol=0)
+
+
+# ------------------------------------------------------------------------------
+# Which videos
 
 
 def test_videos_are_drawn_evenly_over_the_inputs(tmp_path):
-    for name, n in (("many", 20), ("few", 2)):
+    for name, n_videos in (("many", 20), ("few", 2)):
         (tmp_path / name).mkdir()
-        for number in range(n):
+        for number in range(n_videos):
             (tmp_path / name / f"{number:02}.mp4").touch()
     inputs = [tmp_path / "many", tmp_path / "few"]
+
     root, names = generate.sample_videos(inputs, 8, seed=0)
-    assert root == tmp_path and len(names) == len(set(names)) == 8
-    assert sum(name.startswith("few/") for name in names) == 2  # all that there are; the rest from the larger input
-    assert generate.sample_videos(inputs, 8, seed=1)[1] != names
-    assert len(generate.sample_videos(inputs, None, seed=0)[1]) == 22
+    assert root == tmp_path
+    assert len(names) == len(set(names)) == 8
+    from_few = [name for name in names if name.startswith("few/")]
+    assert len(from_few) == 2  # all that it has; the rest comes from the larger input
+
+    _, drawn_otherwise = generate.sample_videos(inputs, 8, seed=1)
+    assert drawn_otherwise != names
+    _, all_videos = generate.sample_videos(inputs, None, seed=0)
+    assert len(all_videos) == 22
     with pytest.raises(common.InputError, match="no such file"):
-        generate.sample_videos([tmp_path / "nowhere"], None, 0)
+        generate.sample_videos([tmp_path / "missing"], None, 0)

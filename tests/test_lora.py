@@ -11,38 +11,18 @@ import safetensors.torch
 import torch
 
 import common
+import generate
+import test_dpo
+import vlm
 from conftest import MODEL
-from test_dpo import PAIRS, pairs, train  # noqa: F401  (two are fixtures)
 from test_merge import make_factors, write_adapter
 from tools import merge
 
-LORA = (
-    "--tune",
-    "lora",
-    "--lora-rank",
-    "4",
-    "--lr",
-    "1e-2",
-    "--epochs",
-    "10",
-    "--videos-per-step",
-    "2",
-    "--warmup",
-    "0",
-)
+pairs = test_dpo.pairs  # fixtures
+train = test_dpo.train
 
-
-def test_by_hand():
-    """W = 0, A = (1 2), B = (1 0 -1)^T, alpha / r = 2: for x = (3, 1) A x = 5, B A x = (5, 0, -5), and y is twice that. Before B has learned, y = W x."""
-    linear = torch.nn.Linear(2, 3, bias=False)
-    torch.nn.init.zeros_(linear.weight)
-    common.add_lora(torch.nn.ModuleList([linear]), rank=1, alpha=2)
-    assert linear(torch.tensor([3.0, 1.0])).tolist() == [0.0, 0.0, 0.0]
-    linear.lora_A.weight.data, linear.lora_B.weight.data = (
-        torch.tensor([[1.0, 2.0]]),
-        torch.tensor([[1.0], [0.0], [-1.0]]),
-    )
-    assert linear(torch.tensor([3.0, 1.0])).tolist() == [10.0, 0.0, -10.0]
+SMALL = ("--tune", "lora", "--lora-rank", "4")
+LEARN = (*SMALL, "--lr", "1e-2", "--epochs", "10", "--videos-per-step", "2", "--warmup", "0")
 
 
 @pytest.fixture
@@ -52,95 +32,126 @@ def ids():
 
 def logits(path, ids):
     with torch.no_grad():
-        return common.load_model(path, ["cpu"])(ids).logits
+        return vlm.load_model(path, ["cpu"])(ids).logits
+
+
+def test_by_hand():
+    """W = 0, A = (1 2), B = (1 0 -1)^T, alpha / r = 2.
+
+    For x = (3, 1) A x = 5, B A x = (5, 0, -5), and y is twice that. Before B has learned, y = W x.
+    """
+    linear = torch.nn.Linear(2, 3, bias=False)
+    torch.nn.init.zeros_(linear.weight)
+    vlm.add_lora(torch.nn.ModuleList([linear]), rank=1, alpha=2)
+    x = torch.tensor([3.0, 1.0])
+    assert linear(x).tolist() == [0.0, 0.0, 0.0]
+    linear.lora_A.weight.data = torch.tensor([[1.0, 2.0]])
+    linear.lora_B.weight.data = torch.tensor([[1.0], [0.0], [-1.0]])
+    assert linear(x).tolist() == [10.0, 0.0, -10.0]
+
+
+# ------------------------------------------------------------------------------
+# Training
 
 
 def test_it_learns_the_pairs_by_factors_alone(train, model, ids):
-    adapter, metrics = train("adapter", *LORA)
-    assert (
-        metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(metrics[0]["rewards/margins"]) < 1e-4
-    )  # B = 0: the base itself
-    assert metrics[-1]["loss"] < 0.5 and metrics[-1]["rewards/accuracies"] == 1.0
-    trained = dict(common.load_model(adapter, ["cpu"]).named_parameters())
-    assert all(
-        torch.equal(trained.pop(name), weight) for name, weight in model.named_parameters()
-    )  # the base's weights are as they were
-    linear = [
-        weight.shape
-        for name, weight in model.named_parameters()
-        if "language_model.layers" in name and weight.dim() == 2
-    ]
-    assert sum(weight.numel() for weight in trained.values()) == sum(4 * (n_out + n_in) for n_out, n_in in linear)
-    assert len(trained) == 2 * len(linear) == 2 * 4 * 7  # q, k, v, o, gate, up, down of four layers
-    assert {path.name for path in adapter.iterdir()} >= {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "tokenizer_config.json",
-        "README.md",
-    }
-    assert not (adapter / "model.safetensors").exists()
+    adapter, metrics = train("adapter", *LEARN)
+    first, last = metrics[0], metrics[-1]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # B = 0: the base itself
+    assert abs(first["rewards/margins"]) < 1e-4
+    assert last["loss"] < 0.5
+    assert last["rewards/accuracies"] == 1.0
     assert (logits(adapter, ids) - logits(MODEL, ids)).abs().max() > 0.1
 
+    # The base's weights are as they were; what else there is are the factors of 28 linear layers
+    trained = dict(vlm.load_model(adapter, ["cpu"]).named_parameters())
+    shapes = []
+    for name, weight in model.named_parameters():
+        assert torch.equal(trained.pop(name), weight)
+        if "language_model.layers" in name and weight.dim() == 2:
+            shapes.append(weight.shape)
+    assert len(shapes) == 4 * 7  # q, k, v, o, gate, up, down of four layers
+    assert len(trained) == 2 * len(shapes)
+    n_expected = sum(4 * (n_out + n_in) for n_out, n_in in shapes)
+    assert sum(weight.numel() for weight in trained.values()) == n_expected
 
-def test_the_next_round_goes_on_with_the_adapter(train, ids):
-    first, _ = train("first", *LORA)
+    names = {path.name for path in adapter.iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json", "README.md"}
+    assert "model.safetensors" not in names
+
+
+def test_the_next_round_trains_the_adapter_further(train, ids):
+    first, _ = train("first", *LEARN)
     second, metrics = train("second", "--tune", "lora", "--lr", "1e-3", model=first)
-    assert abs(metrics[0]["rewards/margins"]) < 1e-4  # its reference is the model with the first round's adapter
-    configs = [json.loads((path / "adapter_config.json").read_text()) for path in (first, second)]
-    assert configs[0] == configs[1] and configs[1]["r"] == 4 and configs[1]["base_model_name_or_path"] == str(MODEL)
-    named = {
-        name
-        for name, module in common.load_model(MODEL, ["cpu"]).named_modules()
-        if re.fullmatch(configs[1]["target_modules"], name)
-    }  # as PEFT does
-    assert len(named) == 28 and all(".self_attn." in name or ".mlp." in name for name in named)
+    # The reference is the model with the first round's adapter
+    assert abs(metrics[0]["rewards/margins"]) < 1e-4
     assert (logits(second, ids) - logits(first, ids)).abs().max() > 0
-    with pytest.raises(common.InputError, match="first is an adapter: go on with --tune lora, or merge it"):
+
+    before, config = (json.loads((path / "adapter_config.json").read_text()) for path in (first, second))
+    assert config == before
+    assert config["r"] == 4
+    assert config["base_model_name_or_path"] == str(MODEL)
+    with pytest.raises(common.InputError, match="first is an adapter: train it further with --tune lora, or merge it"):
         train("third", model=first)
+
+
+def test_target_modules_names_what_is_trained(train):
+    # As PEFT reads it: a regular expression that matches a module's whole name
+    adapter, _ = train("adapter", *SMALL)
+    [pattern] = common.read_keys(adapter / "adapter_config.json", "target_modules")
+    modules = vlm.load_model(MODEL, ["cpu"]).named_modules()
+    named = {name for name, _ in modules if re.fullmatch(pattern, name)}
+    assert len(named) == 28
+    assert all(".self_attn." in name or ".mlp." in name for name in named)
+
+
+def test_beside_bfloat16_weights_the_factors_stay_in_float32(train):
+    """At 5e-7 a bfloat16 factor would stand still (see test_dpo.py): they are read, trained and written in float32."""
+    adapter, _ = train("adapter", "--tune", "lora", "--dtype", "bfloat16")
+    written = safetensors.torch.load_file(adapter / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+    loaded = vlm.load_model(adapter, ["cpu"], torch.bfloat16)
+    types_found = {(".lora_" in name, weight.dtype) for name, weight in loaded.named_parameters()}
+    assert types_found == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_a_stage_runs_on_an_adapter(train, video_file, monkeypatch, capsys):
+    adapter, _ = train("adapter", *LEARN)
+    capsys.readouterr()
+    command = ["generate.py", "--model", adapter, "--input", video_file, "--devices", "cpu"]
+    command += ["--ask", "how many shapes are there?"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in command])
+    generate.main()
+    said = capsys.readouterr().out.strip()
+    assert said in {chosen for _, _, chosen, _ in test_dpo.PAIRS}  # what it was trained to say
+
+
+# ------------------------------------------------------------------------------
+# Reading
 
 
 @pytest.mark.parametrize("alpha", [8, 3])  # 2 r, as dpo.py has it, and another
 def test_unmerged_equals_merged_in_float32(model, ids, tmp_path, alpha):
     adapter = write_adapter(tmp_path / "adapter", make_factors(model), lora_alpha=alpha)
     merge.merge(adapter, tmp_path / "merged")
-    assert (logits(adapter, ids) - logits(MODEL, ids)).abs().max() > 0.1
-    torch.testing.assert_close(logits(tmp_path / "merged", ids), logits(adapter, ids), rtol=1e-5, atol=5e-5)
+    unmerged = logits(adapter, ids)
+    assert (unmerged - logits(MODEL, ids)).abs().max() > 0.1
+    torch.testing.assert_close(logits(tmp_path / "merged", ids), unmerged, rtol=1e-5, atol=5e-5)
 
 
-def test_beside_bfloat16_weights_the_factors_stay_in_float32(train):
-    """At 5e-7 a bfloat16 factor would stand still (test_dpo.py has the lesson); these are read, trained and written in float32."""
-    adapter, _ = train("adapter", "--tune", "lora", "--dtype", "bfloat16")
-    assert {tensor.dtype for tensor in safetensors.torch.load_file(adapter / "adapter_model.safetensors").values()} == {
-        torch.float32
-    }
-    types = {
-        ".lora_" in name: weight.dtype
-        for name, weight in common.load_model(adapter, ["cpu"], torch.bfloat16).named_parameters()
-    }
-    assert types == {True: torch.float32, False: torch.bfloat16}
+def test_peft_itself_loads_the_adapter(train, ids):
+    """Optional: where PEFT is installed, the model that it makes of our adapter answers as ours does."""
+    peft = pytest.importorskip("peft", reason="PEFT is not installed; nothing here needs it")
+    adapter, _ = train("adapter", *LEARN)
+    theirs = peft.PeftModel.from_pretrained(vlm.load_model(MODEL, ["cpu"]), str(adapter)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(input_ids=ids).logits, logits(adapter, ids), rtol=1e-5, atol=5e-5)
 
 
-def test_a_stage_runs_on_an_adapter(train, video_file, monkeypatch, capsys):
-    import generate
-
-    adapter, _ = train("adapter", *LORA)
-    capsys.readouterr()
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "generate.py",
-            "--model",
-            str(adapter),
-            "--ask",
-            "how many shapes are there?",
-            "--input",
-            str(video_file),
-            "--devices",
-            "cpu",
-        ],
-    )
-    generate.main()
-    assert capsys.readouterr().out.strip() in {chosen for _, _, chosen, _ in PAIRS}  # what it was trained to say
+def test_what_an_adapter_says_of_itself(model, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    assert vlm.read_adapter(adapter) == vlm.Adapter(base=str(MODEL), rank=4, alpha=8)
+    assert vlm.read_adapter(MODEL) == vlm.Adapter(base=MODEL, rank=0, alpha=0)  # a plain checkpoint
 
 
 @pytest.mark.parametrize(
@@ -157,7 +168,7 @@ def test_a_stage_runs_on_an_adapter(train, video_file, monkeypatch, capsys):
         ({"r": 8}, "size mismatch for .*lora_A.weight"),
         (
             {"base_model_name_or_path": "nowhere/at-all"},
-            "nowhere/at-all, which .*adapter names as its base: neither a directory nor",
+            "nowhere/at-all, which .*adapter names as its base: no such directory, and not found on the hub",
         ),
     ],
 )
@@ -165,43 +176,55 @@ def test_other_adapters_are_refused_by_name(model, tmp_path, config, complaint, 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     adapter = write_adapter(tmp_path / "adapter", make_factors(model), **config)
     with pytest.raises(common.InputError, match=complaint):
-        common.load_model(adapter, ["cpu"])
+        vlm.load_model(adapter, ["cpu"])
 
 
-def test_the_base_counts_as_what_is_read(train, tmp_path):
-    shutil.copytree(MODEL, base := tmp_path / "base")
-    adapter, _ = train("adapter", "--tune", "lora", "--lora-rank", "4", model=base)
-    with pytest.raises(common.InputError, match="base is what is read, too"):  # --overwrite would delete it
-        train("base", "--tune", "lora", "--overwrite", model=adapter)
-    meta = lambda: common.make_meta(
-        types.SimpleNamespace(model=str(adapter), input=[], output=tmp_path / "out"), [], tmp_path, []
-    )["content"]["model"]
-    before, file = meta(), base / "model.safetensors"
-    safetensors.torch.save_file(
-        {name: 0.9 * tensor for name, tensor in safetensors.torch.load_file(file).items()}, file
-    )
-    assert meta() != before
-
-
-def test_an_adapter_that_lacks_a_tensor_or_has_another_is_refused(model, tmp_path):
+def test_an_adapter_with_an_unknown_tensor_is_refused(model, tmp_path):
     adapter = write_adapter(tmp_path / "adapter", make_factors(model))
-    path, name = adapter / "adapter_model.safetensors", "model.language_model.layers.1.mlp.up_proj"
+    unknown = "model.language_model.layers.1.mlp.up_proj.lora_magnitude_vector"
+    path = adapter / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file(tensors | {f"base_model.model.{name}.lora_magnitude_vector": torch.zeros(320)}, path)
-    with pytest.raises(common.InputError, match=f"adapter_model.safetensors: .*{name}.lora_magnitude_vector"):
-        common.load_model(adapter, ["cpu"])
-    tensors.pop(f"base_model.model.{name}.lora_A.weight")
+    tensors[f"base_model.model.{unknown}"] = torch.zeros(320)
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(
-        common.InputError, match=f"no weights for {name}.lora_A.weight; tools.merge merges such adapters"
-    ):
-        common.load_model(adapter, ["cpu"])
+    with pytest.raises(common.InputError, match=f"adapter_model.safetensors: .*{unknown}"):
+        vlm.load_model(adapter, ["cpu"])
 
 
-def test_peft_itself_loads_the_adapter(train, ids):
-    """Optional: where PEFT is installed, the model that it makes of our adapter answers as ours does."""
-    peft = pytest.importorskip("peft", reason="PEFT is not installed; nothing here needs it")
-    adapter, _ = train("adapter", *LORA)
-    theirs = peft.PeftModel.from_pretrained(common.load_model(MODEL, ["cpu"]), str(adapter)).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(input_ids=ids).logits, logits(adapter, ids), rtol=1e-5, atol=5e-5)
+def test_an_adapter_with_a_missing_tensor_is_refused(model, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    missing = "model.language_model.layers.1.mlp.up_proj.lora_A.weight"
+    path = adapter / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors.pop(f"base_model.model.{missing}")
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(common.InputError, match=f"no weights for {missing}; tools.merge merges such adapters"):
+        vlm.load_model(adapter, ["cpu"])
+
+
+# ------------------------------------------------------------------------------
+# The base is an input, too
+
+
+def test_the_base_cannot_be_the_output(train, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(MODEL, base)
+    adapter, _ = train("adapter", *SMALL, model=base)
+    with pytest.raises(common.InputError, match="base is also an input"):  # --overwrite would delete it
+        train("base", "--tune", "lora", "--overwrite", model=adapter)
+    assert vlm.load_model(base, ["cpu"])
+
+
+def test_other_weights_of_the_base_are_another_model(model, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(MODEL, base)
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model), base=base)
+    args = types.SimpleNamespace(model=str(adapter), input=[], output=tmp_path / "out")
+
+    def fingerprint_of_model():
+        return common.make_meta(args, [], tmp_path, [])["content"]["model"]
+
+    before = fingerprint_of_model()
+    file = base / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({name: 0.9 * tensor for name, tensor in tensors.items()}, file)
+    assert fingerprint_of_model() != before

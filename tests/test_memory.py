@@ -1,4 +1,4 @@
-"""tools.memory counts without numbers; here its counts are compared with what a real forward pass on real tensors keeps."""
+"""tools.memory counts without numbers; here its counts are held against what a real forward pass keeps."""
 
 import argparse
 import copy
@@ -10,143 +10,137 @@ import transformers
 
 import common
 import dpo
+import vlm
 from conftest import MODEL
 from tools import memory
 
-INTERNVL_8B = Path(__file__).parent / "fixtures" / "internvl2_5-8b"
-ARGS = argparse.Namespace(
-    dtype="bfloat16",
-    frames=32,
-    pairs=6,
-    question_tokens=40,
-    answer_tokens=100,
-    videos_per_step=8,
-    activation_checkpointing=False,
-    tune="full",
-    lora_rank=16,
-)
+ROOT = Path(__file__).parent.parent
+INTERNVL_8B = ROOT / "tests" / "fixtures" / "internvl2_5-8b"
+GIB = 2**30
+
+
+def options(**changed):
+    """The options of the command, with their defaults but for those that are changed."""
+    defaults = {
+        "dtype": "bfloat16",
+        "frames": 32,
+        "pairs": 6,
+        "question_tokens": 40,
+        "answer_tokens": 100,
+        "videos_per_step": 8,
+        "activation_checkpointing": False,
+        "tune": "full",
+        "lora_rank": 16,
+    }
+    return argparse.Namespace(**defaults | changed)
+
+
+def plan_8b(n_devices, **changed):
+    config = transformers.InternVLConfig.from_pretrained(INTERNVL_8B)
+    return memory.plan(config, [f"cuda:{number}" for number in range(n_devices)], options(**changed))
 
 
 def test_internvl2_5_8b_by_hand():
     """Published as 8.08 billion parameters: language model 7.74, vision tower 0.30, projector 0.03."""
-    [row] = memory.plan(transformers.InternVLConfig.from_pretrained(INTERNVL_8B), ["cuda:0"], ARGS)
-    language = 2 * 92553 * 4096 + 4096 + 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336 + 2 * 4096)
-    assert row["gradients"] == 2 * language and row["AdamW"] == 16 * language
-    assert row["weights"] == pytest.approx(2 * 8.08e9, rel=2e-3)
-    assert row["cache"] == 32 * 2 * 8 * 128 * 2 * 32 * (
-        256 + 8
-    )  # layers, keys and values, heads, their size, bytes, tokens
+    [row] = plan_8b(1)
+    attention = 2 * 4096 * 4096 + 2 * 1024 * 4096  # q and o, k and v
+    mlp = 3 * 4096 * 14336
+    norms = 2 * 4096
+    embedding_and_head = 2 * 92553 * 4096
+    language = embedding_and_head + 32 * (attention + mlp + norms) + 4096
+    assert row.gradients == 2 * language
+    assert row.optimizer == 16 * language
+    assert row.weights == pytest.approx(2 * 8.08e9, rel=2e-3)
+    # layers x keys and values x heads x their size x bytes x frames x tokens
+    assert row.cache == 32 * 2 * 8 * 128 * 2 * 32 * (256 + 8)
 
 
 def test_lora_by_hand():
-    """Of 32 layers q, k, v, o, gate, up and down, each with factors of (in + out) x 16 numbers in float32; AdamW has two moments of each."""
-    [row] = memory.plan(
-        transformers.InternVLConfig.from_pretrained(INTERNVL_8B),
-        ["cuda:0"],
-        argparse.Namespace(**vars(ARGS) | {"tune": "lora"}),
-    )
-    numbers = 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-    assert (
-        row["gradients"] == 4 * numbers
-        and row["AdamW"] == 8 * numbers
-        and row["weights"] == pytest.approx(2 * 8.08e9 + 4 * numbers, rel=2e-3)
-    )
+    """Each of 32 layers has q, k, v, o, gate, up and down, each with factors of (in + out) x 16 numbers in float32;
+    AdamW has two moments of each."""
+    [row] = plan_8b(1, tune="lora")
+    in_and_out = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
+    numbers = 32 * 16 * in_and_out
+    assert row.gradients == 4 * numbers
+    assert row.optimizer == 8 * numbers
+    assert row.weights == pytest.approx(2 * 8.08e9 + 4 * numbers, rel=2e-3)
 
 
 def test_four_devices_share_what_one_has():
-    config = transformers.InternVLConfig.from_pretrained(INTERNVL_8B)
-    [one], four = memory.plan(config, ["cuda:0"], ARGS), memory.plan(config, [f"cuda:{n}" for n in range(4)], ARGS)
-    for key in ("layers", "weights", "gradients", "AdamW", "cache"):
-        assert sum(row[key] for row in four) == one[key]
-    tokens, branches = 32 * (256 + 8) + 2 * 6 * (40 + 100), 2 * 6 * (40 + 100)
-    copies = 3 * (
-        branches * tokens * 2 + 2 * tokens * 128 * 2
-    )  # what each device but the first has once: mask, cosines and sines
-    assert sum(row["activations"] for row in four) == ARGS.videos_per_step * (
-        one["activations"] + copies
-    )  # all forward passes of a step come first
+    [one] = plan_8b(1)
+    four = plan_8b(4)
+    for key in ("layers", "weights", "gradients", "optimizer", "cache"):
+        assert sum(getattr(row, key) for row in four) == getattr(one, key)
+
+    # Each device but the first has copies of mask, cosines and sines. All forward passes of a step come first.
+    branches = 2 * 6 * (40 + 100)
+    tokens = 32 * (256 + 8) + branches
+    mask = branches * tokens * 2
+    rotary = 2 * tokens * 128 * 2
+    copies = 3 * (mask + rotary)
+    videos_per_step = 8
+    assert sum(row.activations for row in four) == videos_per_step * (one.activations + copies)
 
 
 @pytest.mark.parametrize("tune, rank", [("full", 0), ("lora", 16)])
 def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, frames, tune, rank):
-    """The tiny model's own forward pass over [video | branches]: all that autograd keeps of it, the weights aside."""
-    video = common.Video(model, tokenizer, frames)
-    branches = [
-        common.encode_branch(
-            tokenizer, common.ANSWER_PROMPT.format(question="how many shapes are there?"), "there are two shapes."
-        )
-        for _ in range(6)
-    ]
-    n_tokens, n_answers = (
-        video.ids.shape[1] + sum(map(len, sum(branches, ()))),
-        sum(len(answer) for _, answer in branches),
-    )
+    """The tiny model's own forward pass over [video | branches]: all that autograd keeps of it, but for the weights."""
+    video = vlm.Video(model, tokenizer, frames)
+    prompt = common.ANSWER_PROMPT.format(question="how many shapes are there?")
+    branches = [vlm.encode_branch(tokenizer, prompt, "there are two shapes.")] * 6
+    n_answers = sum(len(branch.answer) for branch in branches)
+    n_tokens = video.ids.shape[1] + sum(len(branch.prompt) for branch in branches) + n_answers
+
     model = copy.deepcopy(model)
     if tune == "lora":
-        common.add_lora(model.model.language_model.layers, 16, 32)
+        vlm.add_lora(model.model.language_model.layers, 16, 32)
     dpo.freeze_all_but_language(model, tune=tune)
     with memory.count_kept(model) as kept:
-        common.branch_logps(model, video, branches)
+        vlm.branch_logps(model, video, branches)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    one = memory.kept_bytes(model.config, 1, n_tokens, n_answers, torch.float32, rank)
+    two = memory.kept_bytes(model.config, 2, n_tokens, n_answers, torch.float32, rank)
+    layer = two - one
+    head = one - layer
     n_layers = model.config.text_config.num_hidden_layers
-    one, two = (memory.kept_bytes(model.config, n, n_tokens, n_answers, torch.float32, rank) for n in (1, 2))
-    assert (n_layers * (two - one) + 2 * one - two) == pytest.approx(real, rel=0.1)
+    assert n_layers * layer + head == pytest.approx(real, rel=0.1)
 
 
-def test_the_readme_has_what_the_tool_prints():
-    readme, config = (
-        (INTERNVL_8B.parent.parent.parent / "README.md").read_text(),
-        transformers.InternVLConfig.from_pretrained(INTERNVL_8B),
-    )
-    ours = argparse.Namespace(**vars(ARGS) | {"activation_checkpointing": True})
-    for n, gpus in ((1, "1 x 24 GB"), (2, "2 x 80 GB"), (4, "4 x 80 GB"), (8, "8 x 40 GB")):
-        [line] = [line for line in readme.splitlines() if line.startswith(f"| {gpus} |")]
-        cells = [cell.split(",")[0] for cell in line.split(" | ")]
-        for tune, cell in (("full", cells[2]), ("lora", cells[3])):
-            rows = memory.plan(
-                config, [f"cuda:{number}" for number in range(n)], argparse.Namespace(**vars(ours) | {"tune": tune})
-            )
-            assert (
-                cell.strip(" |").removeprefix("does not fit: ") == f"{max(row['training'] for row in rows) / 2**30:.1f}"
-            )
-            assert tune == "lora" or cells[1] == f"{max(row['weights'] + row['cache'] for row in rows) / 2**30:.1f}"
+@pytest.mark.parametrize("gpus, n_devices", [("1 x 24 GB", 1), ("2 x 80 GB", 2), ("4 x 80 GB", 4), ("8 x 40 GB", 8)])
+def test_the_readme_has_what_the_tool_prints(gpus, n_devices):
+    """A line of its table is | GPUs | answering | training | training with LoRA |, of the fullest device."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"| {gpus} |")]
+    _, answering, full, lora = [cell.strip().split(",")[0] for cell in line.strip(" |").split(" | ")]
+
+    rows = plan_8b(n_devices, activation_checkpointing=True)
+    assert answering == f"{max(row.answering for row in rows) / GIB:.1f}"
+    assert full.removeprefix("does not fit: ") == f"{max(row.training for row in rows) / GIB:.1f}"
+    rows = plan_8b(n_devices, activation_checkpointing=True, tune="lora")
+    assert lora.removeprefix("does not fit: ") == f"{max(row.training for row in rows) / GIB:.1f}"
 
 
-def test_it_prints_a_table(capsys, monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "memory.py",
-            str(MODEL),
-            "--devices",
-            "2",
-            "--dtype",
-            "float32",
-            "--frames",
-            "8",
-            "--activation-checkpointing",
-        ],
-    )
+def print_plan(monkeypatch, capsys, *arguments):
+    """Run the command -> the lines that it prints."""
+    monkeypatch.setattr("sys.argv", ["memory.py", *map(str, arguments)])
     memory.main()
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [
-        ["device", "0"],
-        ["device", "1"],
-        ["in", "all"],
-    ]
+    return capsys.readouterr().out.splitlines()
 
 
-def test_of_an_adapter_the_base_is_counted_and_another_class_is_not(capsys, monkeypatch, tmp_path):
-    common.write_json(
-        tmp_path / "adapter_config.json",
-        {"peft_type": "LORA", "base_model_name_or_path": str(MODEL), "r": 4, "lora_alpha": 8},
-    )
-    printed = []
-    for model in (MODEL, tmp_path):
-        monkeypatch.setattr("sys.argv", ["memory.py", str(model), "--tune", "lora"])
-        memory.main()
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
+def test_a_table_is_printed_with_a_line_for_each_device_and_one_for_all(monkeypatch, capsys):
+    sizes = ("--devices", 2, "--dtype", "float32", "--frames", 8)
+    _, _, *lines = print_plan(monkeypatch, capsys, MODEL, *sizes, "--activation-checkpointing")
+    assert [line.split()[:2] for line in lines] == [["device", "0"], ["device", "1"], ["in", "all"]]
+
+
+def test_an_adapter_is_counted_like_its_base_and_another_class_is_refused(monkeypatch, capsys, tmp_path):
+    adapter_config = {"peft_type": "LORA", "base_model_name_or_path": str(MODEL), "r": 4, "lora_alpha": 8}
+    common.write_json(tmp_path / "adapter_config.json", adapter_config)
+    of_the_base = print_plan(monkeypatch, capsys, MODEL, "--tune", "lora")
+    assert print_plan(monkeypatch, capsys, tmp_path, "--tune", "lora") == of_the_base
+
     common.write_json(tmp_path / "config.json", {"model_type": "llava"})
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(common.InputError, match="unknown class llava, not internvl"):
-        memory.main()
+        print_plan(monkeypatch, capsys, tmp_path, "--tune", "lora")

@@ -1,76 +1,80 @@
-"""LoRA adapters in PEFT's format, merged: the same model in float32, and in bfloat16 a loss of most of a small update."""
+"""LoRA adapters in PEFT's format, merged: in float32 the same model, in bfloat16 most of a small update is lost."""
 
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 import common
+import vlm
 from conftest import MODEL
 from tools import merge
 
 LINEAR = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-RANK, ALPHA = 4, 8
+RANK = 4
+ALPHA = 8
+WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @torch.no_grad()
 def make_factors(model, share=None):
-    """{path of a linear layer: (A (r, in), B (out, r))} of all of the language model's. share: |alpha / r * B A| / |W| (default: as it comes)."""
-    generator, factors = torch.Generator().manual_seed(0), {}
+    """Make factors for all linear layers of the language model -> {path of a layer: (A (r, in), B (out, r))}.
+
+    share: |alpha / r * B A| / |W|; None: as it comes
+    """
+    generator = torch.Generator().manual_seed(0)
+    factors = {}
     for path, layer in model.named_modules():
         if re.fullmatch(LINEAR, path):
-            a, b = (
-                torch.randn(RANK, layer.in_features, generator=generator),
-                0.01 * torch.randn(layer.out_features, RANK, generator=generator),
-            )
-            norm = (ALPHA / RANK * b @ a).norm()
-            factors[path] = (a, b * (share * layer.weight.norm() / norm if share else 1))
+            a = torch.randn(RANK, layer.in_features, generator=generator)
+            b = 0.01 * torch.randn(layer.out_features, RANK, generator=generator)
+            if share:
+                delta = ALPHA / RANK * b @ a
+                b *= share * layer.weight.norm() / delta.norm()
+            factors[path] = (a, b)
     return factors
 
 
 def write_adapter(directory, factors, base=MODEL, **config):
-    """An adapter as PEFT 0.21 writes it, down to the names."""
+    """Write an adapter as PEFT 0.21 does, down to the names."""
     directory.mkdir()
-    tensors = {
-        f"base_model.model.{path}.lora_{letter}.weight": factor.contiguous()
-        for path, pair in factors.items()
-        for letter, factor in zip("AB", pair)
+    tensors = {}
+    for path, pair in factors.items():
+        for letter, factor in zip("AB", pair):  # a pair may lack B
+            tensors[f"base_model.model.{path}.lora_{letter}.weight"] = factor.contiguous()
+    safetensors.torch.save_file(tensors, directory / ADAPTER_WEIGHTS, {"format": "pt"})
+    peft_config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(base),
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": LINEAR,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "fan_in_fan_out": False,
+        "eva_config": None,
     }
-    safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
-    (directory / "adapter_config.json").write_text(
-        json.dumps(
-            {
-                "peft_type": "LORA",
-                "base_model_name_or_path": str(base),
-                "r": RANK,
-                "lora_alpha": ALPHA,
-                "lora_dropout": 0.0,
-                "bias": "none",
-                "target_modules": LINEAR,
-                "use_dora": False,
-                "use_rslora": False,
-                "rank_pattern": {},
-                "fan_in_fan_out": False,
-                "eva_config": None,
-            }
-            | config
-        )
-    )
+    (directory / "adapter_config.json").write_text(json.dumps(peft_config | config))
     return directory
 
 
 @torch.no_grad()
 def unmerged_logits(model, factors, ids):
-    """The adapter's forward pass, written out: beside every linear layer runs y += alpha / r * B (A x)."""
+    """Run the adapter without merging, written out: every linear layer gets y += alpha / r * B (A x)."""
 
-    def beside(path):
+    def add_delta(path):
         a, b = factors[path]
-        return lambda layer, args, y: y + ALPHA / RANK * ((args[0] @ a.T) @ b.T)
+        return lambda layer, inputs, y: y + ALPHA / RANK * ((inputs[0] @ a.T) @ b.T)
 
-    hooks = [model.get_submodule(path).register_forward_hook(beside(path)) for path in factors]
+    hooks = [model.get_submodule(path).register_forward_hook(add_delta(path)) for path in factors]
     logits = model(ids).logits
     for hook in hooks:
         hook.remove()
@@ -82,138 +86,197 @@ def ids():
     return torch.randint(10, 200, (1, 24), generator=torch.Generator().manual_seed(1))
 
 
-def test_unmerged_equals_merged_in_float32(model, ids, tmp_path, capsys):
+@torch.no_grad()
+def test_in_float32_the_merged_model_is_the_unmerged_one(model, ids, tmp_path, capsys):
     factors = make_factors(model)
     merge.merge(write_adapter(tmp_path / "adapter", factors), tmp_path / "merged")
-    assert "28 weights merged, in float32" in (printed := capsys.readouterr().out) and "rounding lost 0%" in printed
-    merged = common.load_model(tmp_path / "merged", ["cpu"])
-    with torch.no_grad():
-        logits, before = merged(ids).logits, model(ids).logits
+    printed = capsys.readouterr().out
+    assert "28 weights merged, in float32" in printed
+    assert "rounding lost 0%" in printed
+
+    merged = vlm.load_model(tmp_path / "merged", ["cpu"])
+    logits = merged(ids).logits
     torch.testing.assert_close(logits, unmerged_logits(model, factors, ids), rtol=1e-5, atol=5e-5)
-    assert (logits - before).abs().max() > 0.1  # the adapter does something
-    assert common.load_tokenizer(tmp_path / "merged").get_vocab() == common.load_tokenizer(MODEL).get_vocab()
-    untouched = [name for name in model.state_dict() if name.removesuffix(".weight") not in factors]
-    assert all(torch.equal(merged.state_dict()[name], model.state_dict()[name]) for name in untouched)
+    assert (logits - model(ids).logits).abs().max() > 0.1  # the adapter does something
+
+    for name, weight in model.state_dict().items():
+        if name.removesuffix(".weight") not in factors:
+            assert torch.equal(merged.state_dict()[name], weight), name
+    assert vlm.load_tokenizer(tmp_path / "merged").get_vocab() == vlm.load_tokenizer(MODEL).get_vocab()
 
 
 @pytest.mark.parametrize("share, least, most", [(1e-3, 0.7, 0.9), (1e-2, 0.1, 0.25), (1e-1, 0.0, 0.03)])
 def test_bfloat16_loses_most_of_a_small_update(model, share, least, most, tmp_path, capsys):
-    """bfloat16 steps are 2^-8 to 2^-7 of a weight. A delta of 1e-3 of the weights is less than half a step for nearly all of them, and is
-    rounded away: the merged model is hardly the trained one. Hence no merging by default. (At 1e-2 a sixth is lost, at 1e-1 little.)"""
-    base = tmp_path / "base"
-    shutil.copytree(MODEL, base)
-    rounded = {
-        key: tensor.bfloat16() for key, tensor in safetensors.torch.load_file(MODEL / "model.safetensors").items()
-    }
-    safetensors.torch.save_file(rounded, base / "model.safetensors", {"format": "pt"})
+    """bfloat16 steps are 2^-8 to 2^-7 of a weight. A delta of 1e-3 of the weights is less than half a step for nearly
+    all of them, and is rounded away: the merged model is hardly the trained one. Hence no merging by default. (At 1e-2
+    a sixth is lost, at 1e-1 little.)"""
+    base = Path(shutil.copytree(MODEL, tmp_path / "base"))
+    rounded = {key: tensor.bfloat16() for key, tensor in safetensors.torch.load_file(MODEL / WEIGHTS).items()}
+    safetensors.torch.save_file(rounded, base / WEIGHTS, {"format": "pt"})
     factors = make_factors(model, share)
     lost = merge.merge(write_adapter(tmp_path / "adapter", factors, base), tmp_path / "merged")
     assert least < lost < most
     assert f"{share:.1e} of their norm, and rounding lost {lost:.0%} of it" in capsys.readouterr().out
-    merged, gaps, deltas = safetensors.torch.load_file(tmp_path / "merged" / "model.safetensors"), [], []
-    for path, (a, b) in factors.items():  # the same share, from the files
-        key = path.removeprefix("model.").replace("language_model", "language_model.model") + ".weight"
+
+    # The same share, computed from the files
+    merged = safetensors.torch.load_file(tmp_path / "merged" / WEIGHTS)
+    gaps = []
+    deltas = []
+    for path, (a, b) in factors.items():
+        name = path.removeprefix("model.").replace("language_model", "language_model.model")
+        key = f"{name}.weight"
         assert merged[key].dtype == torch.bfloat16
-        deltas.append((ALPHA / RANK * b @ a).flatten())
-        gaps.append((merged[key].float() - rounded[key].float()).flatten() - deltas[-1])
+        delta = ALPHA / RANK * b @ a
+        change = merged[key].float() - rounded[key].float()
+        deltas.append(delta.flatten())
+        gaps.append((change - delta).flatten())
     assert torch.cat(gaps).norm() / torch.cat(deltas).norm() == pytest.approx(lost, rel=1e-3)
 
 
+def split_in_two(directory):
+    """Write the same checkpoint as two shards with an index -> {tensor: name of its file}."""
+    tensors = safetensors.torch.load_file(directory / WEIGHTS)
+    (directory / WEIGHTS).unlink()
+    names = {}
+    for key in tensors:
+        number = 2 if "layers" in key else 1
+        names[key] = f"model-0000{number}-of-00002.safetensors"
+    for name in set(names.values()):
+        shard = {key: tensor for key, tensor in tensors.items() if names[key] == name}
+        safetensors.torch.save_file(shard, directory / name)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return names
+
+
 def test_shards_stay_shards(model, tmp_path):
-    shutil.copytree(MODEL, tmp_path / "base")
-    tensors = safetensors.torch.load_file(tmp_path / "base" / "model.safetensors")
-    (tmp_path / "base" / "model.safetensors").unlink()
-    names = {key: f"model-0000{1 + ('layers' in key)}-of-00002.safetensors" for key in tensors}
-    for name in {*names.values()}:
-        safetensors.torch.save_file(
-            {key: tensor for key, tensor in tensors.items() if names[key] == name}, tmp_path / "base" / name
-        )
-    (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    sharded = Path(shutil.copytree(MODEL, tmp_path / "base"))
+    names = split_in_two(sharded)
     factors = make_factors(model)
     merge.merge(write_adapter(tmp_path / "one", factors), tmp_path / "from-one")
-    merge.merge(write_adapter(tmp_path / "two", factors, tmp_path / "base"), tmp_path / "from-two")
-    whole = safetensors.torch.load_file(tmp_path / "from-one" / "model.safetensors")
-    shards = {file.name: safetensors.torch.load_file(file) for file in (tmp_path / "from-two").glob("*.safetensors")}
-    assert {key: name for name, shard in shards.items() for key in shard} == names
-    assert all(torch.equal(tensor, whole[key]) for shard in shards.values() for key, tensor in shard.items())
+    merge.merge(write_adapter(tmp_path / "two", factors, sharded), tmp_path / "from-two")
+
+    whole = safetensors.torch.load_file(tmp_path / "from-one" / WEIGHTS)
+    files_of_tensors = {}
+    for file in (tmp_path / "from-two").glob("*.safetensors"):
+        for key, tensor in safetensors.torch.load_file(file).items():
+            assert torch.equal(tensor, whole[key]), key
+            files_of_tensors[key] = file.name
+    assert files_of_tensors == names
     assert (tmp_path / "from-two" / "model.safetensors.index.json").exists()
 
 
-FIRST = "model.language_model.layers.0.mlp.up_proj"
+# ------------------------------------------------------------------------------
+# What is refused
+
+
+def check_refused(adapter, complaint):
+    """Check that an adapter is refused with this complaint, and that nothing is written beside it."""
+    before = sorted(adapter.parent.iterdir())
+    with pytest.raises(common.InputError, match=complaint):
+        merge.merge(adapter, adapter.parent / "merged")
+    assert sorted(adapter.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    "edit, config, complaint",
+    "config, complaint",
     [
-        (lambda factors: None, {"use_dora": True}, "use_dora is more than plain LoRA"),
-        (lambda factors: None, {"use_rslora": True}, "use_rslora is more than plain LoRA"),
-        (lambda factors: None, {"alpha_pattern": {"up_proj": 1}}, "alpha_pattern is more than plain LoRA"),
-        (lambda factors: None, {"peft_type": "IA3"}, "peft_type is more than plain LoRA"),
-        (lambda factors: None, {"base_model_name_or_path": "/nowhere"}, "base /nowhere is neither a directory nor"),
-        (lambda factors: factors.update({FIRST: factors[FIRST][:1]}), {}, f"of {FIRST}.weight one factor is missing"),
-        (
-            lambda factors: factors.update({FIRST: (factors[FIRST][0][:2], factors[FIRST][1])}),
-            {},
-            "its rank is not r = 4",
-        ),
-        (
-            lambda factors: factors.update({FIRST: (factors[FIRST][0], factors[FIRST][1][:, :2])}),
-            {},
-            "its rank is not r = 4",
-        ),
-        (
-            lambda factors: factors.update({FIRST: (factors[FIRST][0][:, :-1], factors[FIRST][1])}),
-            {},
-            r"weight is \(320, 127\), the base's \(320, 128\)",
-        ),
-        (
-            lambda factors: factors.update({"model.stranger": factors.pop(FIRST)}),
-            {},
-            "its model.stranger.weight is .* the base's is not there",
-        ),
+        ({"use_dora": True}, "use_dora is more than plain LoRA"),
+        ({"use_rslora": True}, "use_rslora is more than plain LoRA"),
+        ({"alpha_pattern": {"up_proj": 1}}, "alpha_pattern is more than plain LoRA"),
+        ({"peft_type": "IA3"}, "peft_type is more than plain LoRA"),
+        ({"base_model_name_or_path": "/nowhere"}, "/nowhere, which .*adapter names as its base: no such directory"),
     ],
 )
-def test_other_adapters_are_refused_and_nothing_is_written(model, edit, config, complaint, tmp_path, monkeypatch):
+def test_other_configs_are_refused_and_nothing_is_written(model, config, complaint, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model), **config)
+    check_refused(adapter, complaint)
+
+
+FIRST = "model.language_model.layers.0.mlp.up_proj"  # its W is (320, 128)
+
+
+def lose_b(factors):
+    a, _ = factors[FIRST]
+    factors[FIRST] = (a,)
+
+
+def cut_rank_of_a(factors):
+    a, b = factors[FIRST]
+    factors[FIRST] = (a[:2], b)
+
+
+def cut_rank_of_b(factors):
+    a, b = factors[FIRST]
+    factors[FIRST] = (a, b[:, :2])
+
+
+def cut_inputs(factors):
+    a, b = factors[FIRST]
+    factors[FIRST] = (a[:, :-1], b)
+
+
+def rename_to_a_stranger(factors):
+    factors["model.stranger"] = factors.pop(FIRST)
+
+
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lose_b, f"one factor of {FIRST}.weight is missing"),
+        (cut_rank_of_a, "its rank is not r = 4"),
+        (cut_rank_of_b, "its rank is not r = 4"),
+        (cut_inputs, r"weight is \(320, 127\), the base's \(320, 128\)"),
+        (rename_to_a_stranger, "model.stranger.weight is not a weight of the base"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused_and_nothing_is_written(model, damage, complaint, tmp_path):
     factors = make_factors(model)
-    edit(factors)
-    write_adapter(tmp_path / "adapter", factors, **config)
-    with pytest.raises(common.InputError, match=complaint):
-        merge.merge(tmp_path / "adapter", tmp_path / "merged")
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    damage(factors)
+    check_refused(write_adapter(tmp_path / "adapter", factors), complaint)
 
 
-def test_adapters_that_are_not_whole_or_not_there_are_refused(model, tmp_path):
-    with pytest.raises(common.InputError, match="no adapter"):
+def test_what_is_not_an_adapter_is_refused(tmp_path):
+    with pytest.raises(common.InputError, match="not an adapter"):
         merge.merge(MODEL, tmp_path / "merged")
-    path = write_adapter(tmp_path / "adapter", make_factors(model)) / "adapter_model.safetensors"
-    tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file(tensors | {f"base_model.model.{FIRST}.lora_magnitude_vector": torch.zeros(320)}, path)
-    with pytest.raises(common.InputError, match="lora_magnitude_vector is no factor of plain LoRA"):
-        merge.merge(tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_tensors_of_another_method_are_refused(model, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    tensors = safetensors.torch.load_file(adapter / ADAPTER_WEIGHTS)
+    tensors[f"base_model.model.{FIRST}.lora_magnitude_vector"] = torch.zeros(320)  # DoRA's
+    safetensors.torch.save_file(tensors, adapter / ADAPTER_WEIGHTS)
+    check_refused(adapter, "lora_magnitude_vector is not a factor of plain LoRA")
+
+
+def test_an_incomplete_adapter_is_refused(model, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    path = adapter / ADAPTER_WEIGHTS
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(common.InputError, match="adapter_model.safetensors: .* is cut off"):
-        merge.merge(tmp_path / "adapter", tmp_path / "merged")
+    check_refused(adapter, "adapter_model.safetensors: .* is cut off")
 
 
-def test_a_base_of_the_original_format_is_to_be_converted_first(model, tmp_path):
+def test_a_base_of_the_original_format_must_be_converted_first(model, tmp_path):
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "config.json").write_text('{"model_type": "internvl_chat"}')
-    write_adapter(tmp_path / "adapter", make_factors(model), tmp_path / "original")
-    with pytest.raises(common.InputError, match="internvl_chat, not internvl .tools.convert makes it one."):
-        merge.merge(tmp_path / "adapter", tmp_path / "merged")
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model), tmp_path / "original")
+    check_refused(adapter, "internvl_chat, not internvl; convert it: python -m tools.convert")
 
 
+# ------------------------------------------------------------------------------
+# PEFT itself
+
+
+@torch.no_grad()
 def test_peft_reads_these_adapters_the_same_way(model, ids, tmp_path):
     """Optional: where PEFT is installed, its forward pass is the one written out above, and its own merging is ours."""
     peft = pytest.importorskip("peft", reason="PEFT is not installed; nothing here needs it")
     factors = make_factors(model)
     write_adapter(tmp_path / "adapter", factors)
-    theirs = peft.PeftModel.from_pretrained(common.load_model(MODEL, ["cpu"]), str(tmp_path / "adapter")).eval()
+    theirs = peft.PeftModel.from_pretrained(vlm.load_model(MODEL, ["cpu"]), str(tmp_path / "adapter")).eval()
+    logits = theirs(input_ids=ids).logits
+    torch.testing.assert_close(logits, unmerged_logits(model, factors, ids), rtol=1e-5, atol=5e-5)
+
     merge.merge(tmp_path / "adapter", tmp_path / "merged")
-    with torch.no_grad():
-        ours = common.load_model(tmp_path / "merged", ["cpu"])(ids).logits
-        torch.testing.assert_close(
-            theirs(input_ids=ids).logits, unmerged_logits(model, factors, ids), rtol=1e-5, atol=5e-5
-        )
-        torch.testing.assert_close(theirs.merge_and_unload()(ids).logits, ours, rtol=1e-5, atol=5e-5)
+    ours = vlm.load_model(tmp_path / "merged", ["cpu"])
+    torch.testing.assert_close(theirs.merge_and_unload()(ids).logits, ours(ids).logits, rtol=1e-5, atol=5e-5)

@@ -1,4 +1,4 @@
-"""The files between the stages: read with care, written a video at a time, gone on with where they stopped."""
+"""The files between the stages: checked when they are read, written a video at a time, resumed where they stopped."""
 
 import argparse
 import json
@@ -14,9 +14,13 @@ import generate
 import refine
 
 
-def write(path, *rows):
+def write_rows(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+# ------------------------------------------------------------------------------
+# What is read
 
 
 @pytest.mark.parametrize(
@@ -28,179 +32,249 @@ def write(path, *rows):
         (b'{"id": "b", "video": "v"}', "no key 'question', which generate.py writes"),
         (b'{"id": "b", "video": "v", "question": 7}', "'question' has the type int"),
         (b'{"id": "b", "video": "v", "question": "q?", "error_types": ["typo"]}', "unknown error type 'typo'"),
-        (b'{"id": "a", "video": "v", "question": "q?"}', "the id 'a' stands twice"),
+        (b'{"id": "a", "video": "v", "question": "q?"}', "duplicate id 'a'"),
     ],
 )
-def test_a_bad_row_is_named_with_file_and_line(tmp_path, line, complaint):
+def test_a_bad_row_is_named_with_its_file_and_line(tmp_path, line, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a", "video": "v", "question": "q?"}\n' + line + b"\n")
     with pytest.raises(common.InputError, match=f"rows.jsonl, line 2: .*{complaint}"):
         common.read_jsonl(path, ("id", "video", "question"))
 
 
-def test_a_dropped_row_needs_no_more_than_id_and_video(tmp_path):
-    path = write(tmp_path / "rows.jsonl", {"id": "a", "video": "v", "dropped": "bad_question"})
+def test_an_incomplete_last_line_is_skipped_only_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a"}\n{"id": "b"')
+    assert common.read_jsonl(path, incomplete=True) == [{"id": "a"}]
+    with pytest.raises(common.InputError, match="rows.jsonl, line 2: not JSON"):
+        common.read_jsonl(path)
+
+
+def test_a_dropped_row_needs_only_id_and_video(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", {"id": "a", "video": "v", "dropped": "bad_question"})
     assert len(common.read_jsonl(path, ("id", "video", "question", "initial"))) == 1
 
 
+def test_an_unfinished_input_is_refused(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", *ROWS)
+    common.write_json(common.meta_path(path), META | {"stage": "generate.py"})
+    args = argparse.Namespace(input=path, videos=None)
+    with pytest.raises(common.InputError, match="rows.jsonl is unfinished; .* generate.py"):
+        common.read_input(args, ("id",))
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"7", b"{}", b'{"root": 1'])
+def test_a_damaged_meta_json_is_named(tmp_path, text):
+    path = tmp_path / "rows.jsonl.meta.json"
+    path.write_bytes(text)
+    with pytest.raises(common.InputError, match="rows.jsonl.meta.json: "):
+        common.read_keys(path, "root")
+
+
+def test_a_missing_json_file_is_named_in_words(tmp_path):
+    with pytest.raises(common.InputError) as refusal:
+        common.read_json(tmp_path / "config.json")
+    assert str(refusal.value) == f"{tmp_path}/config.json: No such file or directory"
+
+
+def test_shards_cover_all_videos_once():
+    videos = list("abcdefg")
+    shards = [common.take_shard(videos, f"{number}/3") for number in range(3)]
+    assert shards == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+    with pytest.raises(common.InputError, match="expected I/N with I < N"):
+        common.take_shard(videos, "3/3")
+
+
+# ------------------------------------------------------------------------------
+# An output resumes
+
 ARGS = argparse.Namespace(overwrite=False, max_bad=0.5)
+OVERWRITE = argparse.Namespace(overwrite=True, max_bad=0.5)
 META = {"content": {"seed": 0}, "root": "/videos", "process": 1, "finished": None}
-ROWS = [{"id": f"{video}/{n}", "video": video, "text": "ü" * n} for video in ("a", "b", "c") for n in range(3)]
+
+
+def make_rows():
+    """Make three rows about each of three videos; their texts take two bytes a letter."""
+    rows = []
+    for video in ("a", "b", "c"):
+        for number in range(3):
+            rows.append({"id": f"{video}/{number}", "video": video, "text": "ü" * number})
+    return rows
+
+
+ROWS = make_rows()
+GROUPS = common.group_by_video(ROWS)
+
+
+def write_output(path, n_videos=None):
+    """Write the rows of the next n_videos (default: all that are left), as a stage does."""
+    out = common.Output(path, ARGS, META, GROUPS)
+    for _, rows in out.left[:n_videos]:
+        out.write(rows)
+    return out
+
+
+def run_in_child(work):
+    """Run a function in a process of its own -> the process."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_an_output_cut_anywhere_goes_on_to_the_same_bytes(tmp_path, cut):
-    groups = common.group_by_video(ROWS)
+def test_an_output_cut_off_anywhere_resumes_to_the_same_bytes(tmp_path, cut):
+    write_output(tmp_path / "whole").finish("rows")
+    path = tmp_path / "incomplete"
+    write_output(path, 2)
+    data = path.read_bytes()
+    path.write_bytes(data[:-cut])  # from a last line without its end to a whole video and more
 
-    def work(path, limit=None):
-        out = common.Output(path, ARGS, META, groups)
-        for _, rows in out.left[:limit]:
-            out.write(rows)
-        return out
-
-    work(tmp_path / "whole").finish("rows")
-    work(tmp_path / "torn", 2)
-    data = (tmp_path / "torn").read_bytes()
-    (tmp_path / "torn").write_bytes(data[:-cut])  # from a torn last line to a whole video and more
-    work(tmp_path / "torn").finish("rows")
-    assert (tmp_path / "torn").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert common.Output(tmp_path / "torn", ARGS, META, groups).finished
+    write_output(path).finish("rows")
+    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert common.Output(path, ARGS, META, GROUPS).finished
 
 
-def test_other_arguments_than_it_was_begun_with_are_refused(tmp_path):
-    groups, other = common.group_by_video(ROWS), META | {"content": {"seed": 1}}
-    common.Output(tmp_path / "out", ARGS, META, groups).write(ROWS[:3])
-    with pytest.raises(common.InputError, match="begun with seed = 0, now it is 1"):
-        common.Output(tmp_path / "out", ARGS, other, groups)
-    common.Output(tmp_path / "out", argparse.Namespace(overwrite=True, max_bad=0.5), other, groups).finish("rows")
-
-
-def test_a_second_process_on_an_output_is_refused_and_the_first_one_named(tmp_path):
-    fork, groups = multiprocessing.get_context("fork"), common.group_by_video(ROWS)
-    (here, there), go_on = fork.Pipe(), fork.Event()
+def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
+    path = tmp_path / "out"
+    here, there = multiprocessing.Pipe()
+    may_write = multiprocessing.get_context("fork").Event()
 
     def first():
-        out = common.Output(tmp_path / "out", ARGS, META | {"process": os.getpid()}, groups)
+        out = common.Output(path, ARGS, META | {"process": os.getpid()}, GROUPS)
         there.send(os.getpid())
-        go_on.wait()
+        may_write.wait()
         out.write(ROWS[:3])
 
-    process = fork.Process(target=first)
-    process.start()
+    process = run_in_child(first)
     pid = here.recv()
     with pytest.raises(common.InputError, match=f"is being written by process {pid}"):
-        common.Output(tmp_path / "out", ARGS, META, groups)
-    go_on.set()
+        common.Output(path, ARGS, META, GROUPS)
+    may_write.set()
     process.join()
-    assert (tmp_path / "out").exists()  # the refused one did no harm, and the lock went with its holder
-    assert not common.Output(tmp_path / "out", ARGS, META, groups).finished
+
+    # The refused one did no harm, and the lock ended with its holder
+    assert path.exists()
+    assert not common.Output(path, ARGS, META, GROUPS).finished
 
 
-def test_a_full_disk_leaves_what_can_be_gone_on_with(tmp_path):
-    # a limit on a file's size stands in for the disk: the second video does not fit
-    groups = common.group_by_video(ROWS)
+def test_after_a_full_disk_an_output_resumes(tmp_path):
+    # A limit on the size of a file stands in for the disk: the second video does not fit
+    path = tmp_path / "full"
 
-    def work(path):
-        out = common.Output(path, ARGS, META, groups)
-        for _, rows in out.left:
-            out.write(rows)
-        out.finish("rows")
-
-    def child():
+    def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
         try:
-            work(tmp_path / "full")
+            write_output(path).finish("rows")
         except OSError as error:
             os._exit(error.errno)
 
-    work(tmp_path / "whole")
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
+    process = run_in_child(fill)
     process.join()
-    assert os.strerror(process.exitcode) == "File too large" and 0 < (tmp_path / "full").stat().st_size <= 200
-    work(tmp_path / "full")
-    assert (tmp_path / "full").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert os.strerror(process.exitcode) == "File too large"
+    assert 0 < path.stat().st_size <= 200
+
+    write_output(path).finish("rows")
+    write_output(tmp_path / "whole").finish("rows")
+    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize(
     "line, complaint",
-    [(b"no json\n", "line 2: not JSON"), (b'{"id": "z/9", "video": "a"}\n', "line 2: not the row that stood here")],
+    [
+        (b"not json\n", "line 2: not JSON"),
+        (b'{"id": "z/9", "video": "a"}\n', "line 2: not the row that belongs here"),
+    ],
 )
-def test_a_spoilt_output_is_not_gone_on_with(tmp_path, line, complaint):
-    common.Output(tmp_path / "out", ARGS, META, common.group_by_video(ROWS)).write(ROWS[:3])
-    lines = (tmp_path / "out").read_bytes().splitlines(keepends=True)
-    (tmp_path / "out").write_bytes(lines[0] + line + lines[2])
+def test_a_damaged_output_is_refused_and_left_as_it_is(tmp_path, line, complaint):
+    path = tmp_path / "out"
+    write_output(path, 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = lines[0] + line + lines[2]
+    path.write_bytes(damaged)
     with pytest.raises(common.InputError, match=complaint):
-        common.Output(tmp_path / "out", ARGS, META, common.group_by_video(ROWS))
-    assert (tmp_path / "out").read_bytes() == lines[0] + line + lines[2]
+        common.Output(path, ARGS, META, GROUPS)
+    assert path.read_bytes() == damaged
 
 
-def test_too_many_unreadable_videos_stop_a_run_also_when_it_is_begun_again(tmp_path):
-    groups = [
-        (video, [{"id": video, "video": video, "dropped": "unreadable_video", "error": "no such video"}])
-        for video in "abcd"
-    ]
+def test_too_many_unreadable_videos_stop_a_run(tmp_path):
+    groups = []
+    for video in "abcd":
+        row = {"id": video, "video": video, "dropped": "unreadable_video", "error": "no such video"}
+        groups.append((video, [row]))
+
     out = common.Output(tmp_path / "out", ARGS, META, groups)
     out.write(groups[0][1])
     out.write(groups[1][1])  # two of four are not more than half
-    with pytest.raises(common.InputError, match="3 videos are unreadable, more than --max-bad"):
+    with pytest.raises(common.InputError, match="3 videos are unreadable, more than --max-bad allows"):
         out.write(groups[2][1])
-    out = common.Output(tmp_path / "out", argparse.Namespace(overwrite=False, max_bad=1.0), META, groups)
+
+    # With a higher share the same output is resumed
+    tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
+    out = common.Output(tmp_path / "out", tolerant, META, groups)
     for _, rows in out.left:
         out.write(rows)
     assert len(common.read_jsonl(tmp_path / "out")) == 4
 
 
-def test_an_unfinished_input_is_not_built_upon(tmp_path):
-    write(tmp_path / "rows.jsonl", *ROWS)
-    common.write_json(common.meta_path(tmp_path / "rows.jsonl"), META | {"stage": "generate.py"})
-    with pytest.raises(common.InputError, match="rows.jsonl is unfinished; .* generate.py"):
-        common.read_input(
-            argparse.Namespace(input=tmp_path / "rows.jsonl", videos=None, shard="0/1", limit=None), ("id",)
-        )
+# ------------------------------------------------------------------------------
+# What does not belong to an output is refused, in words that a user knows
+
+BEGUN = META | {
+    "arguments": {"model": "a/model", "input": "a.jsonl"},
+    "content": {"seed": 0, "limit": None, "model": "01", "prompts": "02", "inputs": "03"},
+}
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"7", b"{}", b'{"root": 1'])
-def test_a_spoilt_meta_json_is_named(tmp_path, text):
-    (tmp_path / "rows.jsonl.meta.json").write_bytes(text)
-    with pytest.raises(common.InputError, match="rows.jsonl.meta.json: "):
-        common.read_json(tmp_path / "rows.jsonl.meta.json", "root")
+@pytest.mark.parametrize(
+    "arguments, content, difference",
+    [
+        ({}, {"seed": 1}, "begun with --seed 0, now it is with --seed 1"),
+        ({}, {"limit": 5}, "begun without --limit, now it is with --limit 5"),
+        ({"model": "b/model"}, {"model": "11"}, "made from another model: a/model then, b/model now"),
+        ({}, {"model": "11"}, "made before the files of its model changed (a/model)"),
+        ({"input": "b.jsonl"}, {"inputs": "13"}, "made from another input: a.jsonl then, b.jsonl now"),
+        ({}, {"inputs": "13"}, "made before the files of its input changed (a.jsonl)"),
+        ({"input": ["a", "b"]}, {"inputs": "13"}, "made from another input: a.jsonl then, a b now"),
+        ({}, {"prompts": "12"}, "made with other prompts than the stage has now"),
+        # Other questions to evaluate.py make other prompts: it is the input that a user knows
+        (
+            {"input": "b.jsonl"},
+            {"prompts": "12", "inputs": "13"},
+            "made from another input: a.jsonl then, b.jsonl now",
+        ),
+    ],
+)
+def test_what_would_change_an_output_is_refused_by_name(tmp_path, arguments, content, difference):
+    path = tmp_path / "out"
+    out = common.Output(path, ARGS, BEGUN, GROUPS)
+    out.write(ROWS[:3])
+    out.write(ROWS[3:6])
+    before = path.read_bytes()
+    changed = BEGUN | {"arguments": BEGUN["arguments"] | arguments, "content": BEGUN["content"] | content}
+    with pytest.raises(common.InputError) as refusal:
+        common.Output(path, ARGS, changed, GROUPS)
+    assert str(refusal.value) == f"{path} was {difference}; --overwrite starts anew"
+    assert path.read_bytes() == before
+
+    common.Output(path, OVERWRITE, changed, GROUPS).finish("rows")
+    assert path.read_bytes() == b""
 
 
 def test_overwrite_spares_what_no_stage_wrote(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
     with pytest.raises(common.InputError, match="no stage wrote it"):
-        common.Output(tmp_path / "mine", argparse.Namespace(overwrite=True, max_bad=0.5), META, [])
-    assert (tmp_path / "mine" / "notes.txt").exists()
-    for key in ("model", "input"):
-        args = argparse.Namespace(
-            **{"model": "a", "input": "b", "output": tmp_path / "mine"} | {key: str(tmp_path / "mine")}
-        )
-        with pytest.raises(common.InputError, match="is what is read, too"):
-            common.make_meta(args, [], tmp_path, [])
+        common.Output(mine, OVERWRITE, META, [])
+    assert (mine / "notes.txt").read_text() == "mine"
 
 
-def test_numbers_that_are_too_low_are_refused_by_name(tmp_path):
-    args = {
-        "model": "a",
-        "input": "b",
-        "output": tmp_path / "out",
-        "videos_per_step": 1,
-        "limit": None,
-        "seed": 0,
-        "spatial": 0,
-        "overwrite": False,
-    }
-    common.make_meta(argparse.Namespace(**args), [], tmp_path, [])
-    for key, value, said in (
-        ("videos_per_step", 0, "--videos-per-step 0"),
-        ("limit", -1, "--limit -1"),
-        ("seed", -1, "--seed -1"),
-        ("spatial", -1, "--spatial -1"),
-    ):
-        with pytest.raises(common.InputError, match=f"{said} is too low"):
-            common.make_meta(argparse.Namespace(**args | {key: value}), [], tmp_path, [])
+@pytest.mark.parametrize("option", ["model", "input"])
+def test_an_output_that_is_also_an_input_is_refused(tmp_path, option):
+    options = {"model": "a", "input": "b", "output": tmp_path / "mine"}
+    options[option] = str(tmp_path / "mine")
+    with pytest.raises(common.InputError, match="is also an input; choose another"):
+        common.make_meta(argparse.Namespace(**options), [], tmp_path, [])
 
 
 def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
@@ -208,6 +282,10 @@ def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
     before = common.fingerprint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert common.fingerprint(tmp_path) != before
+
+
+# ------------------------------------------------------------------------------
+# What a stage decides: verdicts, drops and pairs
 
 
 @pytest.mark.parametrize(
@@ -227,32 +305,31 @@ def test_the_verdict_is_read_from_the_critique(text, expected):
     assert critique.parse_error_types(text) == expected
 
 
-def test_which_questions_are_dropped():
+@pytest.mark.parametrize(
+    "text, whole, reason",
+    [
+        ("Why does it move?", True, None),
+        ("Which way does it move?", True, "duplicate_question"),
+        ("Why does it", False, "bad_question"),
+        ("It moves.", True, "bad_question"),
+        ("1. Why?\n2. How does it move?", True, "bad_question"),
+        ("Why?", True, "bad_question"),
+    ],
+)
+def test_which_questions_are_dropped(text, whole, reason):
     earlier = {"which way does it move?"}
-    assert generate.judge_question("Why does it move?", True, earlier) is None
-    assert generate.judge_question("Which way does it move?", True, earlier) == "duplicate_question"
-    for text, whole in (
-        ("Why does it", False),
-        ("It moves.", True),
-        ("1. Why?\n2. How does it move?", True),
-        ("Why?", True),
-    ):
-        assert generate.judge_question(text, whole, earlier) == "bad_question"
+    assert generate.judge_question(text, whole, earlier) == reason
 
 
-def test_what_makes_a_pair():
+def test_only_an_answer_with_an_error_is_revised():
     assert refine.judge_critique({"error_types": None}) == "unreadable_critique"
     assert refine.judge_critique({"error_types": []}) == "no_error_found"
     assert refine.judge_critique({"error_types": ["temporal_ordering"]}) is None
+
+
+def test_only_a_whole_revision_that_differs_makes_a_pair():
     row = {"initial": "It moves left.", "revised": "it moves left"}
     assert refine.judge_revision(row, True) == "unchanged"
-    assert refine.judge_revision(row | {"revised": "It moves right."}, True) is None
-    assert refine.judge_revision(row | {"revised": "It moves right."}, False) == "truncated"
-
-
-def test_shards_cover_all_videos_once():
-    videos = list("abcdefg")
-    shards = [common.take_shard(videos, f"{n}/3") for n in range(3)]
-    assert sorted(sum(shards, [])) == videos and shards[1] == ["b", "e"]
-    with pytest.raises(common.InputError, match="expected i"):
-        common.take_shard(videos, "3/3")
+    row["revised"] = "It moves right."
+    assert refine.judge_revision(row, True) is None
+    assert refine.judge_revision(row, False) == "truncated"

@@ -1,135 +1,389 @@
-"""Stages 1 to 3 and 5 as they are run, on a handful of videos, with the shipped model."""
+"""The stages as they are run, on a handful of videos, with the shipped model; and what they refuse."""
 
 import json
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 import common
 import critique
+import dpo
 import evaluate
 import generate
 import refine
 from conftest import MODEL
 from shapes import world
 
+STAGES = [generate, critique, refine, dpo, evaluate]
+
+
+def command_line(stage, options, *more):
+    """Write a command as sys.argv has it: the options {name: value}, then what else is given."""
+    words = [f"{stage.__name__}.py"]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    return [*words, *more]
+
+
+# ------------------------------------------------------------------------------
+# What they write
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
+    """Four videos and a broken one in round1, a benchmark about four more in dev."""
     root = tmp_path_factory.mktemp("shapes")
     world.write_split(root, "round1", 4, seed=0)
     world.write_split(root, "dev", 4, seed=0)
-    (root / "round1" / "broken.mp4").write_text("no video")
+    (root / "round1" / "broken.mp4").write_text("not a video")
     return root
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
+    """Give a function that runs a stage -> the path of its output."""
+
     def run(stage, input, output, *more):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [
-                f"{stage.__name__}.py",
-                "--model",
-                str(MODEL),
-                "--input",
-                str(input),
-                "--output",
-                str(tmp_path / output),
-                "--devices",
-                "cpu",
-                *more,
-            ],
-        )
+        options = {"model": MODEL, "input": input, "output": tmp_path / output, "devices": "cpu"}
+        monkeypatch.setattr(sys, "argv", command_line(stage, options, *more))
         stage.main()
         return tmp_path / output
 
     return run
 
 
+def read_answers(path):
+    return [row.get("initial") for row in common.read_jsonl(path)]
+
+
 def test_every_row_ends_as_a_pair_or_with_a_reason(root, run, capsys):
     responses = run(generate, root / "round1", "responses.jsonl")
     critiques = run(critique, responses, "critiques.jsonl")
-    pairs = common.read_jsonl(run(refine, critiques, "pairs.jsonl"))
-    assert len(pairs) == 5 * 6
-    for row in pairs:
+    rows = common.read_jsonl(run(refine, critiques, "pairs.jsonl"))
+    assert len(rows) == 5 * 6
+    for row in rows:
         assert ("chosen" in row) != ("dropped" in row)
-        if "chosen" in row:
-            assert row["error_types"] and row["chosen"] == row["revised"] != row["initial"] == row["rejected"]
-    broken = [row for row in pairs if row["video"] == "broken.mp4"]
-    assert len(broken) == 6 and all(
-        row["dropped"] == "unreadable_video" and "no frame can be decoded" in row["error"] for row in broken
-    )
-    # a stage adds keys and edits none
-    for before, after in zip(common.read_jsonl(responses), pairs):
+    pairs = [row for row in rows if "chosen" in row]
+    for pair in pairs:
+        assert pair["error_types"]
+        assert pair["chosen"] == pair["revised"]
+        assert pair["rejected"] == pair["initial"]
+        assert pair["chosen"] != pair["rejected"]
+    account = f"rows in 30 = {len(pairs)} pairs + {30 - len(pairs)} dropped ("
+    assert account in capsys.readouterr().out
+
+    broken = [row for row in rows if row["video"] == "broken.mp4"]
+    assert len(broken) == 6
+    for row in broken:
+        assert row["dropped"] == "unreadable_video"
+        assert "no frame can be decoded" in row["error"]
+
+    # A stage adds keys and edits none
+    for before, after in zip(common.read_jsonl(responses), rows, strict=True):
         assert before.items() <= after.items()
-    assert f"rows in 30 = {sum('chosen' in row for row in pairs)} pairs + " in capsys.readouterr().out
 
 
 def test_interrupted_and_sharded_runs_write_what_an_undisturbed_one_writes(root, run, monkeypatch):
     whole = run(generate, root / "round1", "whole.jsonl").read_bytes()
-    write, calls = common.Output.write, []
+    write = common.Output.write
+    calls = []
 
-    def interrupted(self, rows):
+    def interrupt_the_third(self, rows):
         calls.append(rows)
         if len(calls) == 3:
             raise KeyboardInterrupt
         write(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Output, "write", interrupted)
-        run(generate, root / "round1", "torn.jsonl")
-    assert run(generate, root / "round1", "torn.jsonl").read_bytes() == whole
-    shards = [run(generate, root / "round1", f"shard{n}.jsonl", "--shard", f"{n}/2").read_bytes() for n in range(2)]
-    assert sorted(b"".join(shards).splitlines()) == sorted(whole.splitlines())
+        patch.setattr(common.Output, "write", interrupt_the_third)
+        run(generate, root / "round1", "interrupted.jsonl")
+    assert run(generate, root / "round1", "interrupted.jsonl").read_bytes() == whole
+
+    first = run(generate, root / "round1", "first.jsonl", "--shard", "0/2").read_bytes()
+    second = run(generate, root / "round1", "second.jsonl", "--shard", "1/2").read_bytes()
+    assert sorted((first + second).splitlines()) == sorted(whole.splitlines())
 
 
-def test_temperature_and_seed(root, run):
-    answers = lambda *more: [
-        row.get("initial") for row in common.read_jsonl(run(generate, root / "round1", "-".join(("out", *more)), *more))
-    ]
-    assert answers("--temperature", "0") != answers("--seed", "1")
-    greedy = common.read_jsonl(run(generate, root / "round1", "again", "--temperature", "0"))
-    assert [row.get("initial") for row in greedy] == answers(
-        "--temperature", "0"
-    )  # finished: read back, not done again
+def test_temperature_and_seed_change_the_answers(root, run):
+    greedy = read_answers(run(generate, root / "round1", "greedy", "--temperature", "0"))
+    sampled = read_answers(run(generate, root / "round1", "sampled", "--seed", "1"))
+    again = read_answers(run(generate, root / "round1", "again", "--temperature", "0"))
+    assert greedy != sampled
+    assert greedy == again
 
 
 def test_predictions_are_records_that_the_critic_can_read(root, run):
     directory = run(evaluate, root / "dev", "eval", "--benchmark", "shapes")
-    results, rows = (
-        json.loads((directory / "results.json").read_text()),
-        common.read_jsonl(directory / "predictions.jsonl"),
-    )
-    assert (
-        results["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / 24, abs=1e-4)
-        and results["n"] == len(rows) == 24
-    )
+    results = json.loads((directory / "results.json").read_text())
+    rows = common.read_jsonl(directory / "predictions.jsonl")
+    assert results["n"] == len(rows) == 24
+    n_correct = sum(row["correct"] for row in rows)
+    assert results["accuracy"] == pytest.approx(n_correct / 24, abs=1e-4)
+
     critiques = common.read_jsonl(run(critique, directory / "predictions.jsonl", "critiques.jsonl"))
     assert all(isinstance(row["critique"], str) for row in critiques)
 
 
-def test_a_run_that_was_stopped_before_scoring_is_scored_the_next_time(root, run, monkeypatch):
-    def stopped(rows):
+def test_a_run_that_was_stopped_before_its_score_is_scored_when_it_is_resumed(root, run, monkeypatch):
+    def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluate, "score", stopped)
+        patch.setattr(evaluate, "score", stop)
         run(evaluate, root / "dev", "eval", "--benchmark", "shapes")
-    assert (run(evaluate, root / "dev", "eval", "--benchmark", "shapes") / "results.json").exists()
+    directory = run(evaluate, root / "dev", "eval", "--benchmark", "shapes")
+    assert (directory / "results.json").exists()
 
 
-def test_one_question_is_answered_and_unknown_words_are_said(root, run, capsys):
-    run(generate, root / "dev" / "videos" / "dev_0002.mp4", "none", "--ask", "which way does the purple square move?")
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "(this model has never seen: purple)" and said[1].endswith(".")
+def test_one_question_is_answered_and_unknown_words_are_named(root, run, capsys):
+    video = root / "dev" / "videos" / "dev_0002.mp4"
+    output = run(generate, video, "responses.jsonl", "--ask", "which way does the purple square move?")
+    unknown, answer = capsys.readouterr().out.splitlines()
+    assert unknown == "(this model has never seen: purple)"
+    assert answer.endswith(".")
+    assert not output.exists()
 
 
-def test_moved_files_say_where_the_videos_are(root, run, tmp_path):
+def test_rows_without_meta_json_need_to_be_told_where_the_videos_are(root, run, tmp_path):
     responses = run(generate, root / "round1", "responses.jsonl", "--limit", "1")
     moved = tmp_path / "elsewhere.jsonl"
     moved.write_bytes(responses.read_bytes())
     with pytest.raises(common.InputError, match="--videos DIR"):
         run(critique, moved, "critiques.jsonl")
     assert run(critique, moved, "critiques.jsonl", "--videos", str(root / "round1")).exists()
+
+
+# ------------------------------------------------------------------------------
+# What their command lines refuse
+
+
+def parse(stage, monkeypatch, *more):
+    """Parse a command of a stage that is complete, with these words added."""
+    options = {"model": "shapes/model", "input": "in", "output": "out"}
+    if stage is evaluate:
+        options["benchmark"] = "shapes"
+    monkeypatch.setattr(sys, "argv", command_line(stage, options, *more))
+    return stage.parse_args()
+
+
+@pytest.mark.parametrize(
+    "option, least, stages",
+    [
+        ("limit", 1, STAGES),
+        ("frames", 1, STAGES),
+        ("spatial", 0, [generate]),
+        ("temporal", 0, [generate]),
+        ("max-new-tokens", 1, [generate, critique, refine]),
+        ("seed", 0, [generate, dpo, evaluate]),
+        ("lora-rank", 1, [dpo]),
+        ("epochs", 1, [dpo]),
+        ("videos-per-step", 1, [dpo]),
+        ("save-every", 1, [dpo]),
+    ],
+)
+def test_numbers_that_are_too_low_are_refused_by_name(option, least, stages, monkeypatch, capsys):
+    for stage in stages:
+        args = parse(stage, monkeypatch, f"--{option}", str(least))
+        assert vars(args)[option.replace("-", "_")] == least
+
+        with pytest.raises(SystemExit) as refusal:
+            parse(stage, monkeypatch, f"--{option}", str(least - 1))
+        assert refusal.value.code == 2
+        said = capsys.readouterr().err
+        assert f"argument --{option}: {least - 1} is too low, it must be {least} or more" in said
+
+
+@pytest.mark.parametrize(
+    "stage, option, value",
+    [
+        (critique, "--seed", "1"),  # it decodes greedily
+        (refine, "--seed", "1"),
+        (dpo, "--shard", "0/2"),  # parts of a training cannot be joined
+    ],
+    ids=["critique", "refine", "dpo"],
+)
+def test_an_option_that_would_do_nothing_is_not_offered(stage, option, value, monkeypatch, capsys):
+    parse(stage, monkeypatch)
+    with pytest.raises(SystemExit) as refusal:
+        parse(stage, monkeypatch, option, value)
+    assert refusal.value.code == 2
+    assert f"unrecognized arguments: {option} {value}" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------
+# What a mistyped or a changed command does: nothing
+
+# One command a stage, each on the output of the one before
+COMMANDS = {
+    generate: {"input": "runs/mine/videos", "output": "runs/mine/responses.jsonl"},
+    critique: {"input": "runs/mine/responses.jsonl", "output": "runs/mine/critiques.jsonl"},
+    refine: {"input": "runs/mine/critiques.jsonl", "output": "runs/mine/pairs.jsonl"},
+    dpo: {"input": "runs/mine/pairs.jsonl", "output": "runs/mine/trained"},
+    evaluate: {"input": "runs/mine/dev", "output": "runs/mine/eval", "benchmark": "shapes"},
+}
+# In a stage's output, the file whose bytes are compared
+PRODUCTS = {dpo: "model.safetensors", evaluate: "predictions.jsonl"}
+each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+
+
+def start(stage, options, *more):
+    """Run a stage as the command line does, with the model runs/mine/model unless options say another."""
+    options = {"model": "runs/mine/model", "devices": "cpu"} | options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command_line(stage, options, *more))
+        common.run(stage.main)
+
+
+def refusal_of(stage, options, *more):
+    """Run a command that must be refused -> what is said, which is one line."""
+    with pytest.raises(SystemExit) as refusal:
+        start(stage, options, *more)
+    said = refusal.value.code  # the message, which Python prints; the exit code is then 1
+    assert said.startswith(f"{stage.__name__}.py: ")
+    assert "\n" not in said
+    return said
+
+
+def contents():
+    """Read all that is below the working directory -> {path: bytes, or None for a directory}."""
+    found = {}
+    for path in sorted(Path().rglob("*")):
+        found[str(path)] = None if path.is_dir() else path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Run all stages once, on three videos -> the directory that contains runs/."""
+    directory = tmp_path_factory.mktemp("finished")
+    mine = directory / "runs" / "mine"
+    mine.mkdir(parents=True)
+    shutil.copytree(MODEL, mine / "model")
+    world.write_split(mine, "round1", 3, seed=0)
+    world.write_split(mine, "dev", 3, seed=0)
+    (mine / "round1").rename(mine / "videos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        for stage, options in COMMANDS.items():
+            start(stage, options)
+    return directory
+
+
+@pytest.fixture
+def work(finished, tmp_path, monkeypatch):
+    """Work in a copy of what is finished, which a test may change."""
+    copy = tmp_path / "work"
+    shutil.copytree(finished, copy)
+    monkeypatch.chdir(copy)
+
+
+def mistyped(options):
+    """List commands with one word mistyped -> [(options, the path that does not exist), ...]."""
+    no_model = options | {"model": "runs/mine/modle"}
+    not_a_model = options | {"model": "runs/mine"}  # a directory, but /model is forgotten
+    no_input = options | {"input": options["input"] + "x"}
+    return [
+        (no_model, "runs/mine/modle"),
+        (not_a_model, "runs/mine/config.json"),
+        (no_input, no_input["input"]),
+    ]
+
+
+@each_stage
+def test_a_mistyped_command_leaves_nothing_behind_and_the_corrected_one_works(work, stage):
+    options = COMMANDS[stage] | {"output": "runs/new/output"}
+    before = contents()
+    for typo, missing in mistyped(options):
+        said = refusal_of(stage, typo)
+        assert re.search(f"{re.escape(missing)}.*: no such (file or )?directory", said, re.IGNORECASE)
+        assert "python" not in said  # the mistyped command is not offered as the cure
+        assert "resume" not in said
+        assert contents() == before
+
+    start(stage, options)
+    product = PRODUCTS.get(stage, "")
+    made = Path("runs/new/output", product).read_bytes()
+    assert made == Path(COMMANDS[stage]["output"], product).read_bytes()
+
+
+@each_stage
+def test_a_mistyped_command_with_overwrite_leaves_the_finished_output(work, stage, capsys):
+    before = contents()
+    for typo, _ in mistyped(COMMANDS[stage]):
+        refusal_of(stage, typo, "--overwrite")
+        assert contents() == before
+
+    capsys.readouterr()
+    start(stage, COMMANDS[stage])
+    assert capsys.readouterr().out.endswith("is finished; nothing to do\n")
+    assert contents() == before
+
+
+def change_model(directory):
+    """Change the files of a model, by an empty line at the end of its config."""
+    with Path(directory, "config.json").open("a") as file:
+        file.write("\n")
+
+
+def change_input(path):
+    """Take something from an input: the last row, a video, or the last question of a benchmark."""
+    path = Path(path)
+    questions = path / "questions.json"
+    if path.is_file():
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:-1]))
+    elif questions.exists():
+        common.write_json(questions, common.read_json(questions)[:-1])
+    else:
+        min(path.glob("*.mp4")).unlink()
+
+
+def check_refusal(stage, options, difference):
+    """Check that an output is refused in a user's words, without fingerprints, and left as it was."""
+    before = contents()
+    said = refusal_of(stage, options)
+    assert said.endswith(f" was {difference}; --overwrite starts anew")
+    assert not re.search("[0-9a-f]{16}", said)
+    assert contents() == before
+
+
+@each_stage
+def test_an_output_of_another_model_is_refused_and_both_models_are_named(work, stage, capsys):
+    shutil.copytree("runs/mine/model", "runs/mine/other")
+    options = COMMANDS[stage] | {"model": "runs/mine/other"}
+    start(stage, options)
+    assert capsys.readouterr().out.endswith("is finished; nothing to do\n")  # the same files are the same model
+
+    change_model("runs/mine/other")
+    check_refusal(stage, options, "made from another model: runs/mine/model then, runs/mine/other now")
+
+
+@each_stage
+def test_an_output_of_a_model_whose_files_changed_is_refused(work, stage):
+    change_model("runs/mine/model")
+    difference = "made before the files of its model changed (runs/mine/model)"
+    check_refusal(stage, COMMANDS[stage], difference)
+
+
+@each_stage
+def test_an_output_of_another_input_is_refused_and_both_inputs_are_named(work, stage):
+    input = Path(COMMANDS[stage]["input"])
+    other = Path("runs/mine/other")
+    if input.is_dir():
+        shutil.copytree(input, other)
+    else:
+        shutil.copy(input, other)
+        shutil.copy(common.meta_path(input), common.meta_path(other))
+    change_input(other)
+    difference = f"made from another input: {input} then, {other} now"
+    check_refusal(stage, COMMANDS[stage] | {"input": other}, difference)
+
+
+@each_stage
+def test_an_output_of_an_input_that_changed_is_refused(work, stage):
+    input = COMMANDS[stage]["input"]
+    change_input(input)
+    check_refusal(stage, COMMANDS[stage], f"made before the files of its input changed ({input})")

@@ -1,11 +1,18 @@
-"""Spoils small videos and JSONL files at random, and sees what becomes of them.
+"""Corrupt small videos and JSONL files at random, and see what happens.
 
-    python -m tools.fuzz --n 500          # so many of each; a minute or two on two cores
+    python -m tools.fuzz --n 500       # of each kind; a minute or two
 
-A spoilt video must be read (so many frames as asked, uint8) or refused by an OSError. A spoilt JSONL file must be read with a row for
-every line, or refused with file and line. A spoilt output that is gone on with must end with every row that an undisturbed one has, or be
-refused, and then be as it was. Each case runs in a process of its own, so that a crash or a hang is seen and counted. Prints the
-outcomes; exit code 1 where one of them is a fault.
+What must happen:
+
+    a corrupt video     is read (as many frames as asked for, uint8), or refused
+                        by an OSError
+    a corrupt input     is read with a row for every line, or refused with file
+                        and line
+    a corrupt output    is resumed, and then contains every row that an
+                        undisturbed one has; or it is refused and left alone
+
+Each case runs in a process of its own, so that a crash or a hang is seen and
+counted. Prints the outcomes; the exit code is 1 if one of them is a fault.
 """
 
 import argparse
@@ -24,155 +31,195 @@ import common
 from shapes import world
 
 SECONDS = 20  # after which a case counts as hanging
-GOOD = ("read", "refused", "went on")
+GOOD = ("read", "refused", "resumed")  # outcomes; all others are faults
+
+# ------------------------------------------------------------------------------
+# Files
 
 
-def spoil(data, rng):
-    """Bytes -> bytes: some flipped, a stretch cut out, doubled, zeroed or made noise, the end cut off, a line lost or said twice."""
-    data, kind = bytearray(data), rng.integers(7)
+def write_videos(directory: Path) -> list[Path]:
+    """Write small intact videos in four containers -> their paths."""
+    for name, code in (("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.webm", "VP80"), ("a.mkv", "mp4v")):
+        codec = cv2.VideoWriter_fourcc(*code)
+        writer = cv2.VideoWriter(str(directory / name), cv2.CAP_FFMPEG, codec, 8, (64, 48))
+        for number in range(16):
+            writer.write(np.full((48, 64, 3), 15 * number, np.uint8))
+        writer.release()
+    world.render(world.make_scene(0, "dev", 0), directory / "world.mp4")
+    return sorted(directory.iterdir())
+
+
+def make_rows() -> list[dict]:
+    """Make the rows of an intact JSONL file: 3 about each of 4 videos."""
+    rows = []
+    for video in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
+        for number in range(3):
+            rows.append(
+                {
+                    "id": f"{video}/{number}",
+                    "video": video,
+                    "question": "how many shapes are there?",
+                    "initial": "drei, ünï",
+                }
+            )
+    return rows
+
+
+def corrupt(data: bytes, rng) -> bytes:
+    """Flip bits; delete, repeat, zero or overwrite a stretch; cut off the end; or change a line."""
+    kind = rng.integers(7)
     first, last = sorted(rng.integers(0, len(data), 2))
+    before, stretch, after = data[:first], data[first:last], data[last:]
     if kind == 0:
-        for place in rng.integers(0, len(data), rng.integers(1, 20)):
-            data[place] ^= 1 << rng.integers(8)
-    elif kind == 1:
-        del data[first:last]
-    elif kind == 2:
-        data[last:last] = data[first:last]
-    elif kind == 3:
-        data[first:last] = bytes(last - first)
-    elif kind == 4:
-        data[first:last] = rng.bytes(last - first)
-    elif kind == 5:
-        del data[first:]
-    else:
-        lines = bytes(data).splitlines(keepends=True)
-        lines[rng.integers(len(lines))] = rng.choice(
-            [b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'{"id": 1}\n', rng.choice(lines)]
-        )
-        data = b"".join(lines)
-    return bytes(data)
+        return flip_bits(data, rng)
+    if kind == 1:
+        return before + after
+    if kind == 2:
+        return before + stretch + stretch + after
+    if kind == 3:
+        return before + bytes(len(stretch)) + after
+    if kind == 4:
+        return before + rng.bytes(len(stretch)) + after
+    if kind == 5:
+        return before
+    return change_line(data, rng)
 
 
-def try_video(path):
+def flip_bits(data: bytes, rng) -> bytes:
+    """Flip one bit each at up to 19 places."""
+    flipped = bytearray(data)
+    for place in rng.integers(0, len(data), rng.integers(1, 20)):
+        flipped[place] ^= 1 << rng.integers(8)
+    return bytes(flipped)
+
+
+def change_line(data: bytes, rng) -> bytes:
+    """Replace a line by nothing, by something that is no row, or by another line."""
+    lines = data.splitlines(keepends=True)
+    other = rng.choice(lines)
+    replacement = rng.choice([b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'{"id": 1}\n', other])
+    lines[rng.integers(len(lines))] = replacement
+    return b"".join(lines)
+
+
+# ------------------------------------------------------------------------------
+# Cases: each returns its outcome
+
+
+def try_video(path: Path) -> str:
+    """Read the frames of a corrupt video."""
     try:
         frames = common.sample_frames(path, 8)
     except OSError:
         return "refused"
-    return (
-        "read"
-        if frames.shape[0] == 8 and frames.ndim == 4 and frames.dtype == np.uint8
-        else f"FAULT: {frames.shape} {frames.dtype}"
-    )
+    if len(frames) == 8 and frames.ndim == 4 and frames.dtype == np.uint8:
+        return "read"
+    return f"FAULT: {frames.shape} {frames.dtype}"
 
 
-def try_rows(path):
+def try_input(path: Path) -> str:
+    """Read a corrupt JSONL file."""
     try:
         rows = common.read_jsonl(path, ("id", "video", "question"))
     except common.InputError as error:
-        return "refused" if f"{path}, line " in str(error) else f"FAULT: {error}"
-    return "read" if len(rows) == len(path.read_bytes().splitlines()) else "FAULT: rows are lost"
+        says_where = f"{path}, line " in str(error)
+        return "refused" if says_where else f"FAULT: {error}"
+    n_lines = len(path.read_bytes().splitlines())
+    return "read" if len(rows) == n_lines else "FAULT: rows are lost"
 
 
-def try_output(path, args, meta, groups):
+def try_output(path: Path) -> str:
+    """Resume a corrupt output, and write what is missing in it."""
     before = path.read_bytes()
+    meta = {"content": {}, "process": 0, "finished": None}
+    common.write_json(common.meta_path(path), meta)
+    groups = common.group_by_video(make_rows())
+    args = argparse.Namespace(overwrite=False, max_bad=1.0)
     try:
         output = common.Output(path, args, meta, groups)
     except common.InputError as error:
-        return "refused" if path.read_bytes() == before else f"FAULT: refused, but changed: {error}"
+        is_unchanged = path.read_bytes() == before
+        return "refused" if is_unchanged else f"FAULT: refused, but changed: {error}"
+
     for _, rows in output.left:
         output.write(rows)
-    ids = {row["id"] for row in common.read_jsonl(path)}
-    return (
-        "went on"
-        if ids >= {row["id"] for _, rows in groups for row in rows}
-        else "FAULT: rows are lost"
-    )
+    written = {row["id"] for row in common.read_jsonl(path)}
+    expected = {row["id"] for row in make_rows()}
+    return "resumed" if expected <= written else "FAULT: rows are lost"
 
 
-def run_apart(case, *arguments):
-    """What `case` returns, run in a process of its own; or the fault that ended it."""
+def run_apart(case, path: Path) -> str:
+    """Run a case in a process of its own -> its outcome, or the fault that ended the process."""
     reader, writer = os.pipe()
-    if not (pid := os.fork()):
-        signal.alarm(SECONDS)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(1, 2)
-        try:
-            outcome = case(*arguments)
-        except BaseException as error:
-            outcome = f"FAULT: {type(error).__name__}: {error}"
-        os.write(writer, outcome.encode()[:4000])
-        os._exit(0)
+    pid = os.fork()
+    if pid == 0:
+        run_child(case, path, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         outcome = pipe.read().decode()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return (
-        "FAULT: hangs"
-        if code == -signal.SIGALRM
-        else f"FAULT: ends with exit code {code}"
-        if code
-        else outcome
-    )
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGALRM:
+        return "FAULT: hangs"
+    if code != 0:
+        return f"FAULT: ends with exit code {code}"
+    return outcome
 
 
-def write_seeds(directory):
-    """Small whole videos of four containers -> their paths."""
-    frames = [np.full((48, 64, 3), 15 * number, np.uint8) for number in range(16)]
-    for name, code in (("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.webm", "VP80"), ("a.mkv", "mp4v")):
-        writer = cv2.VideoWriter(
-            str(directory / name), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), 8, (64, 48)
-        )
-        for frame in frames:
-            writer.write(frame)
-        writer.release()
-    world.render(world.make_scene(0, "dev", 0), directory / "world.mp4")
-    return sorted(path for path in directory.iterdir())
+def run_child(case, path: Path, writer: int):
+    """Run a case in the child process, write its outcome to a pipe, and end the process."""
+    signal.alarm(SECONDS)
+    # Decoders print about corrupt files to stdout and stderr
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    try:
+        outcome = case(path)
+    except BaseException as error:
+        outcome = f"FAULT: {type(error).__name__}: {error}"
+    os.write(writer, outcome.encode()[:4000])
+    os._exit(0)
+
+
+# ------------------------------------------------------------------------------
+# The command
+
+
+def run_cases(kind: str, case, files: list, directory: Path, args) -> Counter:
+    """Run a case on corrupt copies of files, (name, content) each -> how often each outcome is."""
+    outcomes = Counter()
+    for number in tqdm(range(args.n), kind, unit="case"):
+        rng = np.random.default_rng([args.seed, number])
+        name, data = files[rng.integers(len(files))]
+        path = directory / f"{number}_{name}"
+        path.write_bytes(corrupt(data, rng))
+        outcome = run_apart(case, path)
+        if outcome not in GOOD:
+            outcome = f"{outcome} (case {number})"
+        outcomes[outcome] += 1
+        path.unlink()
+    counts = ", ".join(f"{outcome} {n}" for outcome, n in outcomes.most_common())
+    print(f"{args.n} {kind}: {counts}")
+    return outcomes
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--n", type=int, default=500, help="spoilt files of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    args, faults = parser.parse_args(), 0
-    args.overwrite, args.max_bad = False, 1.0
-    rows = [
-        {
-            "id": f"{video}.mp4/{n}",
-            "video": f"{video}.mp4",
-            "question": "how many shapes are there?",
-            "initial": "drei, ünï",
-        }
-        for video in "abcd"
-        for n in range(3)
-    ]
-    jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    meta, groups = {"content": {}, "process": 0, "finished": None}, common.group_by_video(rows)
+    """Run all cases, and print their outcomes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    parser.add_argument("--n", type=int, default=500, help="corrupt files of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of what is corrupted")
+    args = parser.parse_args()
+
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows()]
+    rows_file = ("rows.jsonl", "".join(lines).encode())
+    outcomes = Counter()
     with tempfile.TemporaryDirectory() as temporary:
-        seeds = [(path.name, path.read_bytes()) for path in write_seeds(Path(temporary))]
-        for kind in ("videos", "JSONL files", "outputs gone on with"):
-            outcomes = Counter()
-            for number in tqdm(range(args.n), kind, unit="case"):
-                rng = np.random.default_rng([args.seed, len(kind), number])
-                name, data = (
-                    seeds[rng.integers(len(seeds))] if kind == "videos" else ("rows.jsonl", jsonl)
-                )
-                path = Path(temporary) / f"{number}_{name}"
-                path.write_bytes(spoil(data, rng))
-                common.write_json(common.meta_path(path), meta)
-                case = {"videos": (try_video, path), "JSONL files": (try_rows, path)}.get(
-                    kind, (try_output, path, args, meta, groups)
-                )
-                outcome = run_apart(*case)
-                outcomes[outcome if outcome in GOOD else f"{outcome} (case {number})"] += 1
-                path.unlink()
-            faults += sum(n for outcome, n in outcomes.items() if outcome not in GOOD)
-            print(
-                f"{args.n} {kind}: "
-                + ", ".join(f"{outcome} {n}" for outcome, n in outcomes.most_common())
-            )
-    raise SystemExit(1 if faults else 0)
+        directory = Path(temporary)
+        videos = [(path.name, path.read_bytes()) for path in write_videos(directory)]
+        outcomes += run_cases("videos", try_video, videos, directory, args)
+        outcomes += run_cases("inputs", try_input, [rows_file], directory, args)
+        outcomes += run_cases("outputs", try_output, [rows_file], directory, args)
+    if any(outcome not in GOOD for outcome in outcomes):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ stage rescore evaluate.py --benchmark nextqa --rescore --unparsed random --outpu
 # Tools
 stage report -m tools.report "$out"
 stage reports -m tools.report "$out/scores/mvbench" "$out/scores/nextqa" "$out/scores/full"
-stage card -m shapes.card "$out/base/eval"
+stage card -m tools.card "$out/base/eval"
 stage merge -m tools.merge "$one/lora" "$out/merged"
 stage memory -m tools.memory tests/fixtures/internvl2_5-8b --devices 3 --activation-checkpointing
 stage memory_lora -m tools.memory tests/fixtures/internvl2_5-8b --tune lora --pairs 4
@@ -101,8 +101,13 @@ stage no_key refine.py --model shapes/model --input "$one/responses.jsonl" --out
 cd "$out"
 find . -type f ! -name ".*.lock" | sort | while read -r file; do
   case $file in
-    *.safetensors | *.mp4 | *.jpg | *.webm | *.avi | ./round1/*.jsonl | ./scores/*/*.jsonl) ;;
-    *) sed -i -E "s#$out#OUT#g; s#\"(seconds|tokens/s|process|commit)\": [^,}]+#\"\1\": 0#g; s#seconds, .*#seconds#" "$file" ;;
+    *metrics.jsonl | *.json | *.log | *.md)
+      sed -i -E "s#$out#OUT#g; s#\"(seconds|tokens/s|process|commit)\": [^,}]+#\"\1\": 0#g; s#seconds, .*#seconds#" "$file"
+      ;;
   esac
+  if [[ $file == *.meta.json ]]; then # the order of keys does not count
+    sorted=$(python3 -m json.tool --sort-keys "$file")
+    echo "$sorted" > "$file"
+  fi
   sha256sum "$file"
 done

@@ -1,29 +1,258 @@
-"""How much memory dpo.py and the answering stages need, device by device, without a run: only MODEL/config.json is read.
+r"""Calculate how much memory dpo.py and the answering stages need, by device.
 
     python -m tools.memory MODEL --devices 4
-    python -m tools.memory tests/fixtures/internvl2_5-8b --tune lora --activation-checkpointing
+    python -m tools.memory tests/fixtures/internvl2_5-8b --tune lora \
+        --activation-checkpointing
 
-Weights, gradients and AdamW's state are counted, tensor by tensor. Activations are counted too: the language model runs forward on torch's meta
-device, where tensors have shapes but no numbers, and what autograd would keep for the backward pass is added up (flash attention is assumed: q, k, v
-and the output are kept, no matrix of scores). `training` is the larger of two moments: the end of the forward pass, and AdamW's step, when activations
-are gone, but 4 more bytes a weight are needed. `answering` is weights and the cache of one video. What is not counted: the activations of answering,
-gradients of activations, the CUDA context, fragments, buffers of kernels; leave a tenth free in training, some GiB in answering.
+Only MODEL/config.json is read; no weights are needed. The columns, in GiB:
+
+weights, gradients, AdamW    counted tensor by tensor
+activations    the language model runs forward on torch's meta device, where
+               tensors have shapes but no numbers, and what autograd would keep
+               for the backward pass is added up. Flash attention is assumed:
+               q, k, v and the output are kept, no matrix of scores
+training       the larger of two moments: the end of the forward pass, and
+               AdamW's step, when the activations are gone, but 4 more bytes a
+               trained weight are needed
+answering      weights and the cache of one video
+
+Not counted: the activations of answering, gradients of activations, the CUDA
+context, fragmentation, buffers of kernels. Leave a tenth of the memory free
+for training, some GiB for answering.
 """
 
 import argparse
 import contextlib
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
 
 import common
 import dpo
+import vlm
+
+GIB = 2**30
 
 
-class Kept(torch.autograd.Function):
-    """In attention's place: keeps for the backward pass what flash attention keeps."""
+class Row(NamedTuple):
+    """What one device needs; all but `layers` in bytes."""
+
+    layers: int  # number of decoder layers
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW's float32 masters, their gradients, and two moments
+    activations: int
+    training: int
+    cache: int  # of one video that is asked about
+
+    @property
+    def answering(self) -> int:
+        """What the answering stages need."""
+        return self.weights + self.cache
+
+
+def plan(config, devices: list[str], args) -> list[Row]:
+    """Calculate what each device needs.
+
+    Args:
+        config: of an InternVL model of transformers' class
+        devices: names, which differ
+        args: the options of this command
+    """
+    dtype = getattr(torch, args.dtype)
+    lora_rank = args.lora_rank if args.tune == "lora" else 0
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    if lora_rank:
+        vlm.add_lora(model.model.language_model.layers, lora_rank, 2 * lora_rank)
+    dpo.freeze_all_but_language(model, tune=args.tune)
+
+    place = vlm.plan_placement(config, devices)
+    device_numbers = vlm.split_layers(config.text_config.num_hidden_layers, len(devices))
+    tokens = count_tokens(config, args)
+    sizes = measure_sizes(config, tokens, dtype, lora_rank)
+
+    rows = []
+    for number, device in enumerate(devices):
+        weights = [weight for name, weight in model.named_parameters() if place(name) == device]
+        n_layers = device_numbers.count(number)
+        activations = sum_activations(sizes, n_layers, number, len(devices), args)
+        rows.append(make_row(weights, n_layers, activations, n_layers * sizes.cache))
+    return rows
+
+
+def make_row(weights: list, n_layers: int, activations: int, cache: int) -> Row:
+    """Add up what a device needs, from its weights, and bytes of activations and of the cache."""
+    trained = [weight for weight in weights if weight.requires_grad]
+    weight_bytes = sum(weight.nbytes for weight in weights)
+    gradient_bytes = sum(weight.nbytes for weight in trained)
+
+    # Two moments in float32; unless the weight is its own master, also master and its gradient
+    optimizer_bytes = 0
+    for weight in trained:
+        bytes_a_number = 8 if weight.dtype == torch.float32 else 16
+        optimizer_bytes += bytes_a_number * weight.numel()
+
+    n_trained = sum(weight.numel() for weight in trained)
+    fuller_moment = max(activations, 4 * n_trained)  # the forward pass's end, or AdamW's step
+    return Row(
+        layers=n_layers,
+        weights=weight_bytes,
+        gradients=gradient_bytes,
+        optimizer=optimizer_bytes,
+        activations=activations,
+        training=weight_bytes + gradient_bytes + optimizer_bytes + fuller_moment,
+        cache=cache,
+    )
+
+
+# ------------------------------------------------------------------------------
+# Activations, and the cache
+
+
+class Tokens(NamedTuple):
+    """Numbers of tokens of the sequence [video | branch 1 | branch 2 | ...]."""
+
+    video: int
+    branches: int  # questions and answers
+    answers: int
+
+    @property
+    def total(self) -> int:
+        """All tokens of the sequence."""
+        return self.video + self.branches
+
+
+def count_tokens(config, args) -> Tokens:
+    """Count the tokens of one video and the pairs about it; a pair is two branches."""
+    n_branches = 2 * args.pairs
+    return Tokens(
+        video=args.frames * (config.image_seq_length + 8),  # 8: "Frame1: <img></img>\n"
+        branches=n_branches * (args.question_tokens + args.answer_tokens),
+        answers=n_branches * args.answer_tokens,
+    )
+
+
+class Sizes(NamedTuple):
+    """Bytes that one video and the pairs about it take, to be added up by device."""
+
+    layer: int  # what the backward pass needs of a decoder layer
+    head: int  # what it needs of the final norm, the head and the loss
+    boundary: int  # a layer's input, which is all that checkpointing keeps of the layer
+    copies: int  # mask, cosines and sines: each device but the first has a copy
+    cache: int  # keys and values of the video's tokens in one layer
+
+
+def measure_sizes(config, tokens: Tokens, dtype: torch.dtype, lora_rank: int) -> Sizes:
+    """Measure what the parts of the language model keep, and calculate the rest."""
+    one_layer = kept_bytes(config, 1, tokens.total, tokens.answers, dtype, lora_rank)
+    two_layers = kept_bytes(config, 2, tokens.total, tokens.answers, dtype, lora_rank)
+    layer = two_layers - one_layer
+
+    text = config.text_config
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    mask = tokens.branches * tokens.total * dtype.itemsize
+    rotary = 2 * tokens.total * head_size * dtype.itemsize  # cosines and sines
+    keys_and_values = 2 * tokens.video * text.num_key_value_heads * head_size * dtype.itemsize
+    return Sizes(
+        layer=layer,
+        head=one_layer - layer,
+        boundary=tokens.total * text.hidden_size * dtype.itemsize,
+        copies=mask + rotary,
+        cache=keys_and_values,
+    )
+
+
+def sum_activations(sizes: Sizes, n_layers: int, number: int, n_devices: int, args) -> int:
+    """Add up the bytes of activations on a device, after the forward passes that come first.
+
+    Args:
+        number: of the device
+    """
+    per_video = n_layers * sizes.layer
+    if args.activation_checkpointing:
+        per_video = n_layers * sizes.boundary
+    if number > 0:
+        per_video += sizes.copies
+    if number == n_devices - 1:
+        per_video += sizes.head
+
+    # On several devices all forward passes of a step come before the first backward pass
+    n_videos = args.videos_per_step if n_devices > 1 else 1
+    total = n_videos * per_video
+    if args.activation_checkpointing:
+        total += sizes.layer  # the one that is computed again
+    return total
+
+
+def kept_bytes(
+    config,
+    n_layers: int,
+    n_tokens: int,
+    n_answers: int,
+    dtype: torch.dtype,
+    lora_rank: int = 0,
+) -> int:
+    """Count the bytes that the backward pass needs of a forward pass of the language model.
+
+    Args:
+        n_layers: decoder layers that the tokens pass through, before the head
+        n_tokens: tokens of the packed sequence, T
+        n_answers: those that belong to answers, A
+        lora_rank: rank of the factors if they alone are trained; 0: all weights are trained
+    """
+    model = build_language_model(config, n_layers, dtype, lora_rank)
+    hidden_size = config.text_config.hidden_size
+    with torch.device("meta"):
+        embeddings = torch.empty(1, n_tokens, hidden_size, dtype=dtype, requires_grad=True)
+        positions = torch.empty(1, n_tokens, dtype=torch.long)
+        mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes are in Sizes.copies
+        targets = torch.empty(n_answers, 1, dtype=torch.long)
+
+    with count_kept(model) as kept:
+        hidden = model.model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state  # (1, T, hidden size)
+        logits = model.lm_head(hidden[0, :n_answers])  # (A, vocabulary)
+        logits.float().log_softmax(-1).gather(1, targets)  # (A, 1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def build_language_model(config, n_layers: int, dtype: torch.dtype, lora_rank: int):
+    """Build a language model of n layers on torch's meta device, with `attend` as its attention."""
+    transformers.AttentionInterface.register("kept", attend)
+    text = copy.deepcopy(config.text_config)
+    text.num_hidden_layers = n_layers
+    text._attn_implementation = "kept"
+    # Other types of rotary positions look at numbers, which tensors on meta do not have
+    text.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:n_layers]
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(text, dtype=dtype)
+        if lora_rank:
+            model.requires_grad_(False)
+            vlm.add_lora(model.model.layers, lora_rank, 2 * lora_rank)
+    return model
+
+
+def attend(module, query, key, value, attention_mask, **kwargs):
+    """Stand in for flash attention: keep what it keeps, and compute nothing."""
+    n_groups = query.shape[1] // key.shape[1]  # query heads that share a key-value head
+    keys = key.repeat_interleave(n_groups, 1)  # (1, heads, T, head size), as sdpa does it
+    values = value.repeat_interleave(n_groups, 1)
+    return KeepLikeFlash.apply(query, keys, values).transpose(1, 2).contiguous(), None
+
+
+class KeepLikeFlash(torch.autograd.Function):
+    """Keep for the backward pass what flash attention keeps: q, k, v and the output."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -32,162 +261,139 @@ class Kept(torch.autograd.Function):
         return out
 
 
-def attend(module, query, key, value, attention_mask, **kwargs):
-    rows = [
-        part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value)
-    ]  # grouped queries: as sdpa does it
-    return Kept.apply(query, *rows).transpose(1, 2).contiguous(), None
-
-
-transformers.AttentionInterface.register("kept", attend)
-
-
 @contextlib.contextmanager
 def count_kept(model):
-    """Yields a dict that comes to hold what autograd keeps of a forward pass, {storage: tensor}, the model's weights aside."""
-    weights, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
+    """Record what autograd keeps of a forward pass for the backward pass, but for the weights.
+
+    Yields:
+        {storage: tensor}, which fills while the forward pass runs
+    """
+    weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    kept = {}
 
     def keep(tensor):
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            kept[storage] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept
 
 
-def kept_bytes(config, n_layers, n_tokens, n_answers, dtype, lora_rank=0):
-    """Bytes that the backward pass needs of a forward pass over T packed tokens, A of them of answers, through n decoder layers and the head.
-    lora_rank: of the factors that alone are trained; 0: all weights are.
-    """
-    text = copy.deepcopy(config.text_config)
-    text.num_hidden_layers, text._attn_implementation = n_layers, "kept"
-    text.rope_parameters = {
-        "rope_type": "default",
-        "rope_theta": 1e4,
-    }  # other types look at numbers, which meta has not
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:n_layers]
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(text, dtype=dtype)
-        if lora_rank:
-            common.add_lora(model.requires_grad_(False).model.layers, lora_rank, 2 * lora_rank)
-        embeddings = torch.empty(1, n_tokens, text.hidden_size, dtype=dtype, requires_grad=True)
-        positions, targets = (
-            torch.empty(1, n_tokens, dtype=torch.long),
-            torch.empty(n_answers, 1, dtype=torch.long),
-        )
-        mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes: see `plan`
-    with count_kept(model) as kept:
-        hidden = model.model(
-            inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        model.lm_head(hidden[0, :n_answers]).float().log_softmax(-1).gather(1, targets)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+# ------------------------------------------------------------------------------
+# The command
 
-
-def plan(config, devices, args):
-    """[{what: bytes}, ...] by device: weights, gradients, AdamW's masters and moments, activations, the cache of a video that is being asked about."""
-    dtype, text, rank = (
-        getattr(torch, args.dtype),
-        config.text_config,
-        args.lora_rank if args.tune == "lora" else 0,
-    )
-    with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    if rank:
-        common.add_lora(model.model.language_model.layers, rank, 2 * rank)
-    dpo.freeze_all_but_language(model, tune=args.tune)
-    place, layers = (
-        common.plan_placement(config, devices),
-        common.split_layers(text.num_hidden_layers, len(devices)),
-    )
-    video = args.frames * (config.image_seq_length + 8)  # and its "Frame1: <img></img>"
-    tokens, answers = (
-        video + 2 * args.pairs * (args.question_tokens + args.answer_tokens),
-        2 * args.pairs * args.answer_tokens,
-    )
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    one, two = (kept_bytes(config, n, tokens, answers, dtype, rank) for n in (1, 2))
-    a_layer, head, boundary = two - one, 2 * one - two, tokens * text.hidden_size * dtype.itemsize
-    copies = (
-        (tokens - video) * tokens * dtype.itemsize + 2 * tokens * head_dim * dtype.itemsize
-    )  # mask, cosines and sines, on each further device once
-    batches = (
-        args.videos_per_step if len(devices) > 1 else 1
-    )  # over several devices all forward passes come first
-    rows = []
-    for number, device in enumerate(devices):
-        here = [
-            (name, weight) for name, weight in model.named_parameters() if place(name) == device
-        ]
-        trained = [weight for _, weight in here if weight.requires_grad]
-        n_trained, n_layers = sum(weight.numel() for weight in trained), layers.count(number)
-        kept = (
-            n_layers * (boundary if args.activation_checkpointing else a_layer)
-            + copies * (number > 0)
-            + head * (number == len(devices) - 1)
-        )
-        row = {
-            "layers": n_layers,
-            "weights": sum(weight.nbytes for _, weight in here),
-            "gradients": sum(weight.nbytes for weight in trained),
-            "AdamW": sum(
-                weight.numel() * (8 if weight.dtype == torch.float32 else 16) for weight in trained
-            ),
-            "activations": batches * kept + a_layer * args.activation_checkpointing,
-            "cache": n_layers * video * 2 * text.num_key_value_heads * head_dim * dtype.itemsize,
-        }
-        row["training"] = (
-            row["weights"]
-            + row["gradients"]
-            + row["AdamW"]
-            + max(row["activations"], 4 * n_trained)
-        )  # the fuller of two moments
-        rows.append(row)
-    return rows
+WIDTHS = {
+    "layers": 8,
+    "weights": 10,
+    "gradients": 11,
+    "AdamW": 9,
+    "activations": 13,
+    "training": 10,
+    "answering": 11,
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Print what each device needs."""
+    args = parse_args()
+    base = Path(vlm.read_adapter(args.model).base)
+    [kind] = common.read_keys(base / "config.json", "model_type")
+    if kind != "internvl":  # it would be taken for the default InternVL
+        raise common.InputError(f"{base}: unknown class {kind}, not internvl")
+    config = transformers.InternVLConfig.from_pretrained(base)
+
+    devices = [f"device {number}" for number in range(args.devices)]
+    rows = plan(config, devices, args)
+    n_visual = args.frames * config.image_seq_length
+    print(f"{n_visual:,} visual tokens, {args.pairs} pairs a video, {args.dtype}; GiB")
+    print(" " * 10 + "".join(f"{title:>{width}}" for title, width in WIDTHS.items()))
+    for device, row in zip(devices, rows):
+        print_row(device, row)
+    total = Row(*map(sum, zip(*rows)))
+    print_row("in all", total)
+
+
+def parse_args():
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     parser.add_argument(
         "model",
         metavar="MODEL",
         type=Path,
         help="directory with a config.json of transformers' InternVL, or an adapter of one",
     )
-    parser.add_argument("--devices", type=int, default=1, help="how many")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--frames", type=int, default=common.DEFAULT_FRAMES)
-    parser.add_argument("--pairs", type=int, default=6, help="pairs of one video")
-    parser.add_argument("--question-tokens", type=int, default=40)
-    parser.add_argument("--answer-tokens", type=int, default=100)
-    parser.add_argument("--videos-per-step", type=int, default=8, help="as in dpo.py")
-    parser.add_argument("--tune", choices=("full", "lora"), default="full", help="as in dpo.py")
-    parser.add_argument("--lora-rank", type=int, default=16, help="as in dpo.py")
-    parser.add_argument("--activation-checkpointing", action="store_true", help="as in dpo.py")
-    args = parser.parse_args()
-    base = Path(common.read_adapter(args.model)[0])
-    if (
-        kind := common.read_json(base / "config.json", "model_type")[0]
-    ) != "internvl":  # another one would be taken for the default InternVL
-        raise common.InputError(f"{base}: unknown class {kind}, not internvl")
-    config = transformers.InternVLConfig.from_pretrained(base)
-    rows = plan(config, [f"device {n}" for n in range(args.devices)], args)
-    print(
-        f"{args.frames * config.image_seq_length:,} visual tokens, {args.pairs} pairs a video, {args.dtype}; GiB"
+    at_least_one = common.at_least(1)
+
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument(
+        "--devices", type=at_least_one, metavar="N", default=1, help="number of devices"
     )
-    print(
-        f"{'':10}{'layers':>8}{'weights':>10}{'gradients':>11}{'AdamW':>9}{'activations':>13}{'training':>10}{'answering':>11}"
+    machine.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="bfloat16",
+        help="of the weights",
     )
-    for number, row in enumerate([*rows, {key: sum(row[key] for row in rows) for key in rows[0]}]):
-        gib = {key: value / 2**30 for key, value in row.items()}
-        print(
-            f"{'in all' if number == len(rows) else f'device {number}':10}{row['layers']:8}{gib['weights']:10.1f}{gib['gradients']:11.1f}{gib['AdamW']:9.1f}"
-            f"{gib['activations']:13.1f}{gib['training']:10.1f}{gib['weights'] + gib['cache']:11.1f}"
-        )
+
+    data = parser.add_argument_group("what is read")
+    data.add_argument(
+        "--frames",
+        type=at_least_one,
+        metavar="N",
+        default=common.DEFAULT_FRAMES,
+        help="frames of a video",
+    )
+    data.add_argument(
+        "--pairs", type=at_least_one, metavar="N", default=6, help="pairs about one video"
+    )
+    data.add_argument(
+        "--question-tokens", type=at_least_one, metavar="N", default=40, help="tokens of a question"
+    )
+    data.add_argument(
+        "--answer-tokens", type=at_least_one, metavar="N", default=100, help="tokens of an answer"
+    )
+
+    training = parser.add_argument_group("training, as in dpo.py")
+    training.add_argument(
+        "--videos-per-step", type=at_least_one, metavar="N", default=8, help="videos of one update"
+    )
+    training.add_argument(
+        "--tune",
+        choices=("full", "lora"),
+        default="full",
+        help="all weights of the language model, or LoRA's factors alone",
+    )
+    training.add_argument(
+        "--lora-rank",
+        type=at_least_one,
+        metavar="R",
+        default=16,
+        help="rank of the factors, for --tune lora",
+    )
+    training.add_argument(
+        "--activation-checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass (default: keep them)",
+    )
+    return parser.parse_args()
+
+
+def print_row(name: str, row: Row):
+    """Print a line of the table."""
+    cells = {
+        "weights": row.weights,
+        "gradients": row.gradients,
+        "AdamW": row.optimizer,
+        "activations": row.activations,
+        "training": row.training,
+        "answering": row.answering,
+    }
+    line = f"{name:10}{row.layers:{WIDTHS['layers']}}"
+    for title, n_bytes in cells.items():
+        line += f"{n_bytes / GIB:{WIDTHS[title]}.1f}"
+    print(line)
 
 
 if __name__ == "__main__":

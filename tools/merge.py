@@ -1,19 +1,24 @@
-"""Merges a LoRA adapter into its base's weights: a plain checkpoint comes out.
+"""Merge a LoRA adapter into its base's weights: a plain checkpoint comes out.
 
     python -m tools.merge ADAPTER DST
 
-reads    an adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), and the base that adapter_config.json names
-writes   a checkpoint directory like the base's, whole or not at all: as many shards, of the same types
+reads    an adapter in PEFT's format (adapter_config.json,
+         adapter_model.safetensors), and the base that adapter_config.json
+         names
+writes   a checkpoint directory like the base's, whole or not at all: the same
+         number of shards, the same types
 
-W + alpha / r * B A is computed in float32, then rounded to the type of W. That costs: bfloat16 has 8 significant bits, so of a delta of 1e-3 of
-the weights' norm most is lost. What this adapter loses is printed; where it is much, use the adapter as it is, and keep it for the next round.
+W + alpha / r * B A is computed in float32, then rounded to the type of W. That
+costs something: bfloat16 has 8 significant bits, so most of a delta of 1e-3 of
+the weights' norm is lost. What this adapter loses is printed; if that is much,
+use the adapter as it is, and keep it for the next round.
 """
 
 import argparse
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
-import huggingface_hub
 import safetensors
 import safetensors.torch
 import torch
@@ -21,115 +26,164 @@ import transformers
 from tqdm import tqdm
 
 import common
+import vlm
 from tools.checkpoint import native_tensors, read_header, read_headers, whole_directory
+from vlm.lora import PEFT_PREFIX
 
 
-def read_adapter(directory):
-    """An adapter directory -> (its base, alpha / r, {name of a weight: [A (r, in), B (out, r)]}). InputError for more than plain LoRA."""
-    path, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
-    if not path.exists() or not weights.exists():
-        raise common.InputError(
-            f"{directory}: no adapter ({path.name} and {weights.name} make one)"
-        )
-    base, rank, alpha = common.read_adapter(directory)
-    read_header(weights)  # InputError where it is cut off
-    tensors, factors = safetensors.torch.load_file(weights), {}
-    for key, tensor in tensors.items():
-        name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
-        if factor not in ("A.weight", "B.weight"):
-            raise common.InputError(
-                f"{weights}: {key} is no factor of plain LoRA (lora_A.weight, lora_B.weight)"
-            )
-        factors.setdefault(f"{name}.weight", [None, None])["AB".index(factor[0])] = tensor
-    for name, (a, b) in factors.items():
-        if a is None or b is None or len(a) != rank or b.shape[1] != rank:
-            raise common.InputError(
-                f"{weights}: of {name} one factor is missing, or its rank is not r = {rank}"
-            )
-    return base, alpha / rank, factors
+class Factors(NamedTuple):
+    """What LoRA adds to one weight W (out, in): the delta alpha / r * B A."""
+
+    a: torch.Tensor  # (r, in)
+    b: torch.Tensor  # (out, r)
 
 
-def find_base(name):
-    """A directory or hub name -> the directory. InputError where there is neither, or where it is in the original format."""
-    directory = Path(name)
-    if not directory.is_dir():
-        try:
-            directory = Path(
-                huggingface_hub.snapshot_download(
-                    name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
-                )
-            )
-        except Exception as error:  # of many kinds; all mean that there is nothing to load
-            raise common.InputError(
-                f"the base {name} is neither a directory nor to be had from the hub ({type(error).__name__})"
-            ) from error
-    if (kind := common.read_json(directory / "config.json", "model_type")[0]) != "internvl":
-        hint = " (tools.convert makes it one)" if kind == "internvl_chat" else ""
-        raise common.InputError(f"{directory}: the base is of the class {kind}, not internvl{hint}")
-    return directory
+class Lora(NamedTuple):
+    """An adapter, read."""
+
+    base: str  # directory or hub name
+    scale: float  # alpha / r
+    factors: dict[str, Factors]  # of each adapted weight, by its name
 
 
-def merge_weight(weight, a, b, scale):
-    """W + scale * B A, in float32, rounded to W's type -> (merged, squared norms of: W, the delta, what rounding lost of it)."""
-    delta = scale * (b.float() @ a.float())
-    exact = weight.float() + delta
-    merged = exact.to(weight.dtype)
-    return merged, torch.stack(
-        [part.double().square().sum() for part in (weight.float(), delta, merged.float() - exact)]
-    )
+def merge(adapter: Path, dst: Path) -> float:
+    """Merge an adapter directory and its base into a plain checkpoint.
 
+    Returns:
+        the share of the delta's norm that rounding lost
 
-def merge(adapter, dst):
-    """An adapter directory and its base -> a plain checkpoint in dst. Returns the share of the delta's norm that rounding lost."""
-    base, scale, factors = read_adapter(adapter)
-    base = find_base(base)
-    headers, (_, rename) = (
-        read_headers(base),
-        native_tensors(transformers.InternVLConfig.from_pretrained(base)),
-    )
-    shapes = {
-        rename(key): shape for header in headers.values() for key, (_, shape) in header.items()
-    }
-    for name, (a, b) in factors.items():
-        if shapes.get(name) != (len(b), a.shape[1]):
-            raise common.InputError(
-                f"{adapter}: its {name} is {(len(b), a.shape[1])}, the base's {tuple(shapes.get(name, ())) or 'is not there'}"
-            )
-    norms = torch.zeros(3, dtype=torch.double)
-    with whole_directory(dst) as part:
+    Raises:
+        InputError: if the adapter is not plain LoRA or does not fit its base; if dst exists
+    """
+    lora = read_adapter(adapter)
+    base = vlm.find_checkpoint(lora.base, adapter)
+    headers = read_headers(base)
+    _, rename = native_tensors(transformers.InternVLConfig.from_pretrained(base))
+    check_factors(adapter, lora.factors, headers, rename)
+
+    squared_norms = torch.zeros(3, dtype=torch.double)  # of the weights, the deltas, what is lost
+    with whole_directory(dst) as directory:
         for file in base.iterdir():
             if file.suffix in (".json", ".jinja", ".txt", ".model"):  # config, tokenizer, index
-                shutil.copyfile(file, part / file.name)
+                shutil.copyfile(file, directory / file.name)
         for file in tqdm(headers, unit="shard", disable=len(headers) < 2):
-            with safetensors.safe_open(file, framework="pt") as tensors:
-                shard = {key: tensors.get_tensor(key) for key in tensors.keys()}  # mapped, not read
-                for key in [key for key in shard if rename(key) in factors]:
-                    shard[key], squares = merge_weight(shard[key], *factors[rename(key)], scale)
-                    norms += squares
-                safetensors.torch.save_file(shard, part / file.name, {"format": "pt"})
-    weights, delta, lost = norms.sqrt().tolist()
-    types = sorted(
-        {
-            str(dtype).removeprefix("torch.")
-            for header in headers.values()
-            for dtype, _ in header.values()
-        }
-    )
+            squared_norms += merge_shard(file, directory / file.name, lora, rename)
+
+    weights, delta, lost = squared_norms.sqrt().tolist()
+    lost_share = lost / (delta or 1)
     print(
-        f"{dst}: {len(factors)} weights merged, in {', '.join(types)}; the delta is {delta / weights:.1e} of their norm, "
-        f"and rounding lost {lost / (delta or 1):.0%} of it"
+        f"{dst}: {len(lora.factors)} weights merged, in {', '.join(type_names(headers))}; "
+        f"the delta is {delta / weights:.1e} of their norm, "
+        f"and rounding lost {lost_share:.0%} of it"
     )
-    return lost / (delta or 1)
+    return lost_share
+
+
+def read_adapter(directory: Path) -> Lora:
+    """Read an adapter in PEFT's format.
+
+    Raises:
+        InputError: if it is not an adapter, damaged, or more than plain LoRA
+    """
+    path = directory / "adapter_config.json"
+    weights = directory / "adapter_model.safetensors"
+    if not path.exists() or not weights.exists():
+        raise common.InputError(
+            f"{directory}: not an adapter, which consists of {path.name} and {weights.name}"
+        )
+    base, rank, alpha = vlm.read_adapter(directory)
+    read_header(weights)  # InputError if it is damaged
+    factors = read_factors(weights, rank)
+    return Lora(base, alpha / rank, factors)
+
+
+def read_factors(file: Path, rank: int) -> dict[str, Factors]:
+    """Read the factors of an adapter_model.safetensors -> {name of a weight: Factors}."""
+    pairs = {}  # name of a weight -> {"A": factor, "B": factor}
+    for key, tensor in safetensors.torch.load_file(file).items():
+        name, _, factor = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
+        if factor not in ("A.weight", "B.weight"):
+            raise common.InputError(
+                f"{file}: {key} is not a factor of plain LoRA (lora_A.weight, lora_B.weight)"
+            )
+        pairs.setdefault(f"{name}.weight", {})[factor[0]] = tensor
+
+    factors = {}
+    for name, pair in pairs.items():
+        is_complete = "A" in pair and "B" in pair
+        if not is_complete or len(pair["A"]) != rank or pair["B"].shape[1] != rank:
+            raise common.InputError(
+                f"{file}: one factor of {name} is missing, or its rank is not r = {rank}"
+            )
+        factors[name] = Factors(pair["A"], pair["B"])
+    return factors
+
+
+def check_factors(adapter: Path, factors: dict[str, Factors], headers: dict, rename):
+    """Raise InputError if the base has no weight that fits a pair of factors."""
+    shapes = {}  # of the base's weights
+    for header in headers.values():
+        for key, entry in header.items():
+            shapes[rename(key)] = tuple(entry.shape)
+    for name, (a, b) in factors.items():
+        shape = (len(b), a.shape[1])  # (out, in)
+        if name not in shapes:
+            raise common.InputError(f"{adapter}: {name} is not a weight of the base")
+        if shapes[name] != shape:
+            raise common.InputError(f"{adapter}: its {name} is {shape}, the base's {shapes[name]}")
+
+
+def merge_shard(src: Path, dst: Path, lora: Lora, rename):
+    """Write a file of the base with its adapted weights merged.
+
+    Returns:
+        (3,) squared norms as of merge_weight, summed over the file's adapted weights
+    """
+    squared_norms = torch.zeros(3, dtype=torch.double)
+    with safetensors.safe_open(src, framework="pt") as tensors:
+        shard = {key: tensors.get_tensor(key) for key in tensors.keys()}  # mapped, not read
+        for key, weight in shard.items():
+            name = rename(key)
+            if name in lora.factors:
+                shard[key], squared = merge_weight(weight, lora.factors[name], lora.scale)
+                squared_norms += squared
+        safetensors.torch.save_file(shard, dst, {"format": "pt"})
+    return squared_norms
+
+
+def merge_weight(weight, factors: Factors, scale: float):
+    """Compute W + scale * B A in float32, rounded to W's type.
+
+    Returns:
+        merged: (out, in), like W
+        squared_norms: (3,), of W, of the delta, and of what rounding lost
+    """
+    delta = scale * (factors.b.float() @ factors.a.float())  # (out, in)
+    exact = weight.float() + delta
+    merged = exact.to(weight.dtype)
+    lost = merged.float() - exact
+    squared_norms = [part.double().square().sum() for part in (weight.float(), delta, lost)]
+    return merged, torch.stack(squared_norms)
+
+
+def type_names(headers: dict) -> list[str]:
+    """List the types of a checkpoint's tensors, such as bfloat16, in alphabetical order."""
+    names = set()
+    for header in headers.values():
+        for entry in header.values():
+            names.add(str(entry.dtype).removeprefix("torch."))
+    return sorted(names)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Merge the adapter that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     parser.add_argument(
         "adapter", metavar="ADAPTER", type=Path, help="adapter directory, as PEFT writes it"
     )
-    parser.add_argument("dst", metavar="DST", type=Path, help="directory to write, not there yet")
+    parser.add_argument(
+        "dst", metavar="DST", type=Path, help="directory to write, which must not exist yet"
+    )
     args = parser.parse_args()
     merge(args.adapter, args.dst)
 

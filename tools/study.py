@@ -1,53 +1,63 @@
-"""Does it really learn? The loop beside its controls, in the tiny world, scored on `dev`.
+"""Does it really learn? The loop beside its controls, scored on `dev`.
 
-    python -m tools.study               # 3 loop seeds x 8 variants x 4 rounds, then the tables and runs/study/study.png
-    python -m tools.study --bases 3     # and the loop itself on two more bases, pretrained from other seeds
+    python -m tools.study              # 8 variants, 3 loop seeds, 4 rounds
+    python -m tools.study --bases 3    # and the loop itself on 2 more bases
 
-The stages run as they are, with the recipe of shapes/loop.sh; a control edits what lies between two of them. Started again, it goes on.
+All in the tiny world. At the end the tables are printed and the plot is
+written (tools/study_tables.py). The stages run as they are, with the recipe
+of shapes/loop.sh; a control changes what lies between two of them. Run it
+again: it resumes.
 
     dpo              the loop
-    sft              the loop, but cross-entropy on the chosen answers of its pairs in place of DPO
-    sft-all          cross-entropy on all revisions, whatever the critic said; most repeat the answer, so these are three times as many rows
-    shuffled         which of a pair is chosen is drawn by lot
-    second-sample    chosen is a second answer to the same question, without critique; as many pairs as the gate leaves, out of all questions
-    no-gate          every revision that differs is chosen, whatever the critic said (where it found nothing, few differ)
+    sft              the loop, but cross-entropy on the chosen answers of its
+                     pairs in place of DPO
+    sft-all          cross-entropy on all revisions, whatever the critic said;
+                     most repeat the answer, so these are three times as many
+                     rows
+    shuffled         which answer of a pair is chosen is drawn by lot
+    second-sample    chosen is a second answer to the same question, without
+                     critique; as many pairs as the gate leaves, out of all
+                     questions
+    no-gate          every revision that differs is chosen, whatever the
+                     critic said (where it found nothing, few differ)
     frozen-critic    the critic of every round is the base
     fixed-reference  the reference of every round is the base
 
 And one round each, for what makes the difference between dpo and sft-all:
 
-    sft-matched      cross-entropy on as many of all revisions as dpo has pairs, drawn by lot
-    sft-unflagged    cross-entropy on the revisions that make no pair: nearly all repeat an answer in which the critic found nothing
+    sft-matched      cross-entropy on as many of all revisions as dpo has
+                     pairs, drawn by lot
+    sft-unflagged    cross-entropy on the revisions that make no pair: nearly
+                     all repeat an answer in which the critic found nothing
     sft-all-2e-4     sft-all at twice the learning rate
-    dpo-600          dpo on the pairs from 600 videos in place of 200: about as many pairs as sft-all has rows
+    dpo-600          dpo on the pairs from 600 videos in place of 200: about
+                     as many pairs as sft-all has rows
     sft-600          cross-entropy on the chosen answers of these pairs
 
-Loop seeds vary what is sampled and the order of training, not videos or base; in round 1 dpo, frozen-critic and fixed-reference are the same. Only
-scoring sees the truth. beta and the learning rates were chosen for dpo, on `dev`; the others take them as they are.
+A loop seed decides what is sampled and the order of training, not the videos
+or the base; in round 1 dpo, frozen-critic and fixed-reference are the same.
+Only scoring sees the truth. beta and the learning rates were chosen for dpo,
+on `dev`; the others take them as they are.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
-import functools
-import json
 import multiprocessing
 import os
 import random
-import re
 import shutil
-import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import filelock
-import matplotlib
 import numpy as np
 import torch
-from matplotlib import pyplot
 from tqdm import tqdm
 
 import common
@@ -56,8 +66,9 @@ import dpo
 import evaluate
 import generate
 import refine
+import vlm
 from shapes import world
-from tools import report
+from tools.study_tables import BENCHMARKS, measure, plot, print_tables
 
 VARIANTS = (
     "dpo",
@@ -69,604 +80,513 @@ VARIANTS = (
     "frozen-critic",
     "fixed-reference",
 )
-ONE_ROUND = ("sft-matched", "sft-unflagged", "sft-all-2e-4", "dpo-600", "sft-600")
 UNGATED = ("sft-all", "no-gate")
-SEEDS, ROUNDS = (1, 2, 3), (1, 2, 3, 4)
-BETA, EPOCHS, LRS = 3, 2, (1e-4, 5e-5, 3e-5, 5e-6)  # of shapes/loop.sh (tests/test_study.py)
-BASE, VIDEOS = "shapes/model", Path("runs/shapes")  # videos: by python -m shapes.world
-BENCHMARKS = {"loop's own videos": "seen", "new videos": "dev", "new combinations": "hard"}
+ONE_ROUND = ("sft-matched", "sft-unflagged", "sft-all-2e-4", "dpo-600", "sft-600")
+SEEDS = (1, 2, 3)
+ROUNDS = (1, 2, 3, 4)
+
+# The recipe of shapes/loop.sh, with which tests/test_study.py compares it
+BETA = 3
+EPOCHS = 2
+LRS = (1e-4, 5e-5, 3e-5, 5e-6)  # one a round
+
+BASE = "shapes/model"
+VIDEOS = Path("runs/shapes")  # as python -m shapes.world writes them
+
+# ------------------------------------------------------------------------------
+# A round
 
 
-# ---------------------------------------------------------------- what a control edits
-def edit(source, target, change):
-    """Writes the rows of a stage's output, changed, as another output that the next stage reads."""
-    if not target.exists():
-        rows = change(common.read_jsonl(source, ("id", "video")))
-        shutil.copy(common.meta_path(source), common.meta_path(target))
-        Path(f"{target}.part").write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
-        os.replace(f"{target}.part", target)
-    return target
+def run_round(variant: str, loop_seed: int, base: Path, run: Path, n: int):
+    """Run round n of a variant: make its pairs, train on them, score the trained model.
+
+    Args:
+        base: directory of the model that round 1 starts from
+        run: directory of the run, whose rounds are written to run / round<n>
+    """
+    out = run / f"round{n}"
+    seed = 10 * loop_seed + n
+    model = base if n == 1 else run / f"round{n - 1}" / "model"
+    if n == 1 and variant != "dpo":
+        copy_answers(run.parent / "dpo" / "round1", out)
+    pairs = make_pairs(variant, seed, base, model, out)
+
+    reference = contextlib.nullcontext()
+    if variant == "fixed-reference":
+        reference = fixed_reference(base)
+    with reference:
+        train(variant, model, pairs, out / "model", LRS[n - 1], seed)
+
+    is_last = n == ROUNDS[-1]
+    for benchmark in BENCHMARKS.values():
+        if benchmark == "dev" or is_last:
+            score(out / "model", base, out, benchmark)
 
 
-def find_error_everywhere(rows):
-    """Critiques after which the gate lets every row pass; what the critique says stays."""
-    return [
-        row
-        if "dropped" in row
-        else row | {"error_types": row["error_types"] or ["factual_inaccuracy"]}
-        for row in rows
-    ]
+def copy_answers(source: Path, target: Path):
+    """Copy responses and critiques of a round 1: with these all variants of a seed begin."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("[rc]*s.jsonl*"):  # and their meta.json
+        shutil.copy(file, target / file.name)
 
 
-def take_all_revisions(rows):
-    """Pairs of all revised rows, those that were not changed too (for cross-entropy, which reads the chosen answer alone)."""
-    return [
-        {key: value for key, value in row.items() if key != "dropped"}
-        | {"chosen": row["revised"], "rejected": row["initial"]}
-        if row.get("dropped") == "unchanged"
-        else row
-        for row in rows
-    ]
+def make_pairs(variant: str, seed: int, base: Path, model: Path, out: Path) -> Path:
+    """Run stages 1 to 3 of a round, with what the variant changes between them.
+
+    Returns:
+        the file that dpo.py reads
+    """
+    responses = out / "responses.jsonl"
+    critiques = out / "critiques.jsonl"
+    pairs = out / "pairs.jsonl"
+    videos = VIDEOS / out.name
+    critic = base if variant == "frozen-critic" else model
+
+    run_stage(generate, model, videos, responses, "--seed", seed)
+    run_stage(critique, critic, responses, critiques)
+    if variant in UNGATED:
+        critiques = edit(critiques, out / "ungated.jsonl", find_error_everywhere)
+    run_stage(refine, model, critiques, pairs)
+
+    def change(rows):
+        if variant == "sft-all":
+            return take_all_revisions(rows)
+        if variant == "shuffled":
+            return shuffle_preferences(rows, seed)
+        if variant == "second-sample":
+            return prefer_second_samples(rows, seed, model, videos)
+        return rows
+
+    return edit(pairs, out / "edited.jsonl", change)
 
 
-def shuffle_preferences(rows, seed):
-    lot = random.Random(seed)
-    return [
-        row | {"chosen": row["rejected"], "rejected": row["chosen"]}
-        if "chosen" in row and lot.random() < 0.5
-        else row
-        for row in rows
-    ]
+@contextlib.contextmanager
+def fixed_reference(base: Path):
+    """Make dpo.py compute the reference under the base, whatever model the round starts from.
 
+    dpo.py checks that the margins of its first step are 0. Here they are not, so the check is off.
+    """
+    reference_logps = dpo.reference_logps
 
-def prefer_second_samples(rows, seed, directory, root):
-    """As many pairs as there are now, of any answered rows: (a second sampled answer, the first one), where the two differ."""
-    model, tokenizer = common.load_model(directory, ["cpu"]), common.load_tokenizer(directory)
-    args = argparse.Namespace(
-        seed=f"second/{seed}", frames=None, temperature=1.0, top_p=1.0, max_new_tokens=256
-    )  # generate.py's defaults
-    firsts = [
-        {key: row[key] for key in ("id", "video", "kind", "question", "initial")}
-        for row in rows
-        if "critique" in row
-    ]
-    pairs = []
-    for group, video in common.watch_each(
-        model, tokenizer, common.group_by_video(firsts), root, args
+    def under_base(model, *rest):
+        return reference_logps(vlm.load_model(base, ["cpu"]), *rest)
+
+    def check_nothing(*arguments):
+        pass
+
+    with (
+        mock.patch.object(dpo, "reference_logps", under_base),
+        mock.patch.object(dpo, "check_first_margin", check_nothing),
     ):
-        seconds = [dict(row) for row in group]
-        generate.write_answers(model, tokenizer, video, seconds, args)
-        pairs += [
-            first | {"chosen": second["initial"], "rejected": first["initial"]}
-            for first, second in zip(group, seconds)
-            if "dropped" not in second and second["initial"] != first["initial"]
-        ]
-    kept = {
-        row["id"]
-        for row in random.Random(seed).sample(
-            pairs, min(len(pairs), sum("chosen" in row for row in rows))
-        )
-    }
-    return [row for row in pairs if row["id"] in kept]
+        yield
 
 
-def under_base(base):
-    """dpo.reference_logps, but under the base in place of the model that the round starts from."""
-    theirs = dpo.reference_logps
-    return lambda model, *rest: theirs(common.load_model(base, ["cpu"]), *rest)
+def train(name: str, model: Path, pairs: Path, output: Path, lr: float, seed: int):
+    """Run dpo.py: cross-entropy on the chosen answers for a name that begins with sft, else DPO."""
+    loss = ("--beta", BETA)
+    if name.startswith("sft"):
+        loss = ("--loss", "sft")
+    run_stage(dpo, model, pairs, output, *loss, "--epochs", EPOCHS, "--lr", lr, "--seed", seed)
 
 
-# ---------------------------------------------------------------- a round
-def stage(module, model, input, output, *more):
-    """A stage, as its command would run it, in this process."""
-    inputs = input if isinstance(input, tuple) else (input,)
-    sys.argv = [
-        f"{module.__name__}.py",
-        *map(
-            str,
-            ("--model", model, "--input", *inputs, "--output", output, "--devices", "cpu", *more),
-        ),
-    ]
+def score(model: Path, base: Path, out: Path, benchmark: str):
+    """Score a model's answers to a benchmark: by truth; those to dev also by itself and the base.
+
+    Both are critics of the same answers: critiques.jsonl is the model's, by_base.jsonl the base's.
+    """
+    scores = out / benchmark
+    run_stage(evaluate, model, VIDEOS / benchmark, scores, "--benchmark", "shapes")
+    if benchmark == "dev":
+        answers = scores / "predictions.jsonl"
+        run_stage(critique, model, answers, scores / "critiques.jsonl")
+        run_stage(critique, base, answers, scores / "by_base.jsonl")
+
+
+def score_base(base: Path, out: Path):
+    """Score a base on all benchmarks, and revise its answers to dev."""
+    for benchmark in BENCHMARKS.values():
+        score(base, base, out, benchmark)
+    run_stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
+
+
+def run_one_round(name: str, loop_seed: int, base: Path, run: Path, lr: float):
+    """Train the base for one round on other rows than the loop does, and score it on dev.
+
+    Args:
+        name: one of ONE_ROUND
+        run: directory to write to, beside the variants of the same seed, whose rows are read
+    """
+    seed = 10 * loop_seed + 1
+    others = run.parent
+    paired = set()
+    for row in common.read_jsonl(others / "dpo" / "round1" / "edited.jsonl"):
+        if "chosen" in row:
+            paired.add(row["id"])
+
+    run.mkdir(parents=True, exist_ok=True)
+    if name == "dpo-600":
+        make_pairs_of_three_rounds(seed, base, run)
+    if name in ("dpo-600", "sft-600"):
+        source = others / "dpo-600" / "pairs.jsonl"
+    else:
+        source = others / "sft-all" / "round1" / "edited.jsonl"
+
+    def change(rows):
+        if name == "sft-matched":
+            return draw_pairs(rows, len(paired), seed)
+        if name == "sft-unflagged":
+            return [row for row in rows if row["id"] not in paired]
+        return rows
+
+    pairs = edit(source, run / "edited.jsonl", change)
+    train(name, base, pairs, run / "model", lr, seed)
+    run_stage(evaluate, run / "model", VIDEOS / "dev", run / "dev", "--benchmark", "shapes")
+
+
+def make_pairs_of_three_rounds(seed: int, base: Path, run: Path):
+    """Run stages 1 to 3 with the base on the videos of three rounds at once."""
+    videos = [VIDEOS / f"round{n}" for n in (1, 2, 3)]
+    run_stage(generate, base, videos, run / "responses.jsonl", "--seed", seed)
+    run_stage(critique, base, run / "responses.jsonl", run / "critiques.jsonl")
+    run_stage(refine, base, run / "critiques.jsonl", run / "pairs.jsonl")
+
+
+def run_stage(module, model: Path, inputs: Path | list[Path], output: Path, *more):
+    """Run a stage in this process, as its command would.
+
+    Args:
+        inputs: one path, or the list of them that generate.py takes
+        more: options and their values, of any type
+    """
+    if not isinstance(inputs, list):
+        inputs = [inputs]
+    words = ["--model", model, "--input", *inputs, "--output", output, "--devices", "cpu", *more]
+    sys.argv = [f"{module.__name__}.py", *map(str, words)]
     module.main()
 
 
-def score(model, base, out, benchmark="dev"):
-    """What truth, the model itself and the base as a critic say of a model's answers to a benchmark."""
-    stage(evaluate, model, VIDEOS / benchmark, out / benchmark, "--benchmark", "shapes")
-    if benchmark == "dev":
-        stage(critique, model, out / "dev" / "predictions.jsonl", out / "dev" / "critiques.jsonl")
-        stage(critique, base, out / "dev" / "predictions.jsonl", out / "dev" / "by_base.jsonl")
+# ------------------------------------------------------------------------------
+# What a control changes between two stages
 
 
-def score_base(job):
-    base, out = job
-    for benchmark in BENCHMARKS.values():
-        score(base, base, out, benchmark)
-    stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
+def edit(source: Path, target: Path, change: Callable) -> Path:
+    """Write the rows of a stage's output, changed, as another output that the next stage reads.
+
+    Args:
+        change: function from rows to rows; not called where the target exists
+
+    Returns:
+        target
+    """
+    if not target.exists():
+        rows = change(common.read_jsonl(source, ("id", "video")))
+        shutil.copy(common.meta_path(source), common.meta_path(target))
+        common.write_jsonl(target, rows)
+    return target
 
 
-def make_pairs(variant, seed, base, model, out):
-    """Stages 1 to 3 of a round, with what the variant edits between them -> the file that dpo.py reads."""
-    stage(generate, model, VIDEOS / out.name, out / "responses.jsonl", "--seed", seed)
-    stage(
-        critique,
-        base if variant == "frozen-critic" else model,
-        out / "responses.jsonl",
-        out / "critiques.jsonl",
-    )
-    critiques = out / "critiques.jsonl"
-    if variant in UNGATED:
-        critiques = edit(critiques, out / "ungated.jsonl", find_error_everywhere)
-    stage(refine, model, critiques, out / "pairs.jsonl")
-    changes = {
-        "sft-all": take_all_revisions,
-        "shuffled": functools.partial(shuffle_preferences, seed=seed),
-        "second-sample": functools.partial(
-            prefer_second_samples, seed=seed, directory=model, root=VIDEOS / out.name
-        ),
-    }
-    return edit(out / "pairs.jsonl", out / "edited.jsonl", changes.get(variant, lambda rows: rows))
-
-
-def run_round(job):
-    variant, loop_seed, base, run, n = job
-    out, seed = run / f"round{n}", 10 * loop_seed + n
-    model = base if n == 1 else run / f"round{n - 1}" / "model"
-    if (
-        n == 1 and variant != "dpo"
-    ):  # all variants of a seed begin with the same answers and critiques
-        out.mkdir(parents=True, exist_ok=True)
-        for file in (run.parent / "dpo" / "round1").glob("[rc]*s.jsonl*"):
-            shutil.copy(file, out / file.name)
-    pairs = make_pairs(variant, seed, base, model, out)
-    loss = ("--loss", "sft") if variant.startswith("sft") else ("--beta", BETA)
-    with (
-        mock.patch.object(dpo, "reference_logps", under_base(base))
-        if variant == "fixed-reference"
-        else contextlib.nullcontext()
-    ):
-        stage(
-            dpo,
-            model,
-            pairs,
-            out / "model",
-            *loss,
-            "--epochs",
-            EPOCHS,
-            "--lr",
-            LRS[n - 1],
-            "--seed",
-            seed,
-        )
-    for benchmark in BENCHMARKS.values() if n == ROUNDS[-1] else ["dev"]:
-        score(out / "model", base, out, benchmark)
-
-
-def run_one_round(job):
-    name, loop_seed, base, run, lr = job
-    seed, others = 10 * loop_seed + 1, run.parent
-    everything, pairs = (
-        others / "sft-all" / "round1" / "edited.jsonl",
-        others / "dpo" / "round1" / "edited.jsonl",
-    )
-    paired = {row["id"] for row in common.read_jsonl(pairs) if "chosen" in row}
-    run.mkdir(parents=True, exist_ok=True)
-    if name == "dpo-600":
-        stage(
-            generate,
-            base,
-            tuple(VIDEOS / f"round{n}" for n in (1, 2, 3)),
-            run / "responses.jsonl",
-            "--seed",
-            seed,
-        )
-        stage(critique, base, run / "responses.jsonl", run / "critiques.jsonl")
-        stage(refine, base, run / "critiques.jsonl", run / "pairs.jsonl")
-
-    def draw(rows):
-        chosen = [row for row in rows if "chosen" in row]
-        return random.Random(seed).sample(chosen, min(len(chosen), len(paired)))
-
-    source, change = {
-        "sft-matched": (everything, draw),
-        "sft-unflagged": (
-            everything,
-            lambda rows: [row for row in rows if row["id"] not in paired],
-        ),
-        "sft-all-2e-4": (everything, list),
-    }.get(name, (others / "dpo-600" / "pairs.jsonl", list))
-    loss = ("--beta", BETA) if name == "dpo-600" else ("--loss", "sft")
-    stage(
-        dpo,
-        base,
-        edit(source, run / "edited.jsonl", change),
-        run / "model",
-        *loss,
-        "--epochs",
-        EPOCHS,
-        "--lr",
-        lr,
-        "--seed",
-        seed,
-    )
-    stage(evaluate, run / "model", VIDEOS / "dev", run / "dev", "--benchmark", "shapes")
-
-
-def quietly(task, log, job):
-    """A task in a worker process; what it prints goes to a log."""
-    torch.set_num_threads(1)
-    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        task(job)
-
-
-# ---------------------------------------------------------------- truth
-@functools.cache
-def true_items(name):
-    """{question: item} of a video of the rounds, such as round1_0007.mp4."""
-    split, index = re.search(r"(\w+)_(\d+)\.mp4$", name).groups()
-    return {
-        item["question"]: item
-        for items in world.all_questions(world.make_scene(0, split, int(index))).values()
-        for item in items
-    }
-
-
-def is_inverted(row):
-    """Whether a pair prefers a wrong answer to a right one, by truth; None where the world has no answer to its question."""
-    if (item := true_items(row["video"]).get(row["question"])) is None:
-        return None
-    right = lambda text: (
-        evaluate.parse_shapes({"task": item["type"], "options": [item["answer"]]}, text) == 0
-    )
-    return right(row["rejected"]) and not right(row["chosen"])
-
-
-def make_seen(n=38):
-    """A benchmark of videos that the loop learns from, n of each round, with questions that the world asks."""
-    directory, seen, rng, rows = VIDEOS / "seen", Counter(), np.random.default_rng(0), []
-    (directory / "videos").mkdir(parents=True, exist_ok=True)
-    for split, index in [(f"round{number}", index) for number in ROUNDS for index in range(n)]:
-        name = f"{split}_{index:04}.mp4"
-        shutil.copy(VIDEOS / split / name, directory / "videos")
-        rows += world.draw_questions(world.make_scene(0, split, index), name, seen, rng)
-    common.write_json(directory / "questions.json", rows)
-
-
-# ---------------------------------------------------------------- figures
-def measure(out):
-    """The figures of base/ or of a round, {name: number}."""
-    results = common.read_json(out / "dev" / "results.json")
-    own, by_base = (
-        common.read_jsonl(out / "dev" / name) for name in ("critiques.jsonl", "by_base.jsonl")
-    )
-    figures = {
-        "accuracy": results["accuracy"],
-        "errors by truth": results["n_wrong"],
-        "errors the model names": sum(bool(row["error_types"]) for row in own),
-        "errors the base names": sum(bool(row["error_types"]) for row in by_base),
-        **dict(zip(("critic's precision", "critic's recall"), report.score_critic(own))),
-        **dict(zip(("the base's precision", "the base's recall"), report.score_critic(by_base))),
-        "words an answer": statistics.mean(len(row["initial"].split()) for row in own),
-    }
-    figures |= {
-        f"on {name}": common.read_json(path, "accuracy")[0]
-        for name, benchmark in BENCHMARKS.items()
-        if (path := out / benchmark / "results.json").exists()
-    }
-    if (out / "dev" / "pairs.jsonl").exists():
-        figures["accuracy of revisions"] = report.score_revisions(
-            common.read_jsonl(out / "dev" / "pairs.jsonl")
-        )
-    if (out / "edited.jsonl").exists():
-        pairs = [row for row in common.read_jsonl(out / "edited.jsonl") if "dropped" not in row]
-        different = [
-            row for row in pairs if row["chosen"] != row["rejected"]
-        ]  # cross-entropy on all revisions has others
-        judged = [verdict for verdict in map(is_inverted, different) if verdict is not None]
-        steps = common.read_jsonl(out / "model" / "metrics.jsonl")
-        tenth = max(1, len(steps) // 10)
-        ends = {"first": steps[:tenth], "last": steps[-tenth:]}
-        figures |= {
-            "pairs": len(pairs),
-            "pairs inverted": report.ratio(sum(judged), len(judged)),
-            "pairs judged": report.ratio(len(judged), len(different)),
-        }
-        figures |= {
-            f"{key}, {end} steps": statistics.mean(step[key] for step in part)
-            for key in ("logps/chosen", "logps/rejected")
-            for end, part in ends.items()
-        }
-        figures |= {
-            key: statistics.mean(step[key] for step in steps)
-            for key in ("lengths/chosen", "lengths/rejected")
-        }
-    return figures
-
-
-def spread(values, digits=3):
-    """'0.884 +- 0.006': mean and standard deviation, passing over what is not a number (no pair, nothing found)."""
-    values = [value for value in values if value == value] or [float("nan")]
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.{digits}f}"
-
-
-def print_rows(title, heads, rows):
-    print(f"\n{title}\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+def find_error_everywhere(rows: list[dict]) -> list[dict]:
+    """Change critiques so that the gate lets every row pass; the critique's text stays."""
+    changed = []
     for row in rows:
-        print(f"| {' | '.join(row)} |")
+        if "dropped" in row:
+            changed.append(row)
+        else:
+            errors = row["error_types"] or ["factual_inaccuracy"]
+            changed.append(row | {"error_types": errors})
+    return changed
 
 
-def print_tables(figures, one_round, bases):
-    """figures: {(base, variant, seed): [base's, round 1's, ...]}, each {name: number}; one_round: {name: [(rows trained on, accuracy) of a seed, ...]}."""
+def take_all_revisions(rows: list[dict]) -> list[dict]:
+    """Make pairs of the revisions that repeat the answer, too.
 
-    def of(variant, n, name, base=0):
-        values = [
-            rounds[n][name] for (b, v, _), rounds in figures.items() if (b, v) == (base, variant)
-        ]
-        return values[:1] if n == 0 else values  # the base has no seed
+    Only for cross-entropy, which reads nothing but the chosen answer.
+    """
+    changed = []
+    for row in rows:
+        if row.get("dropped") == "unchanged":
+            pair = row | {"chosen": row["revised"], "rejected": row["initial"]}
+            del pair["dropped"]
+            changed.append(pair)
+        else:
+            changed.append(row)
+    return changed
 
-    heads = ["", "base", *(f"round {n}" for n in ROUNDS)]
-    print_rows(
-        f"accuracy on dev (n = 900, 150 videos), mean and standard deviation over {len(SEEDS)} loop seeds",
-        heads,
-        [
-            [variant, *(spread(of(variant, n, "accuracy")) for n in (0, *ROUNDS))]
-            for variant in VARIANTS
-        ],
+
+def shuffle_preferences(rows: list[dict], seed: int) -> list[dict]:
+    """Swap chosen and rejected in about half of the pairs, drawn by lot."""
+    lot = random.Random(seed)
+    changed = []
+    for row in rows:
+        if "chosen" in row and lot.random() < 0.5:
+            changed.append(row | {"chosen": row["rejected"], "rejected": row["chosen"]})
+        else:
+            changed.append(row)
+    return changed
+
+
+def prefer_second_samples(rows: list[dict], seed: int, directory, root: Path) -> list[dict]:
+    """Replace the pairs by as many others: a second sampled answer is preferred to the first.
+
+    They are drawn out of all rows with a critique in which the two answers differ.
+
+    Args:
+        directory: of the model that gives the second answers
+        root: of the videos
+    """
+    keys = ("id", "video", "kind", "question", "initial")
+    answered = [row for row in rows if "critique" in row]
+    firsts = [{key: row[key] for key in keys} for row in answered]
+    pairs = pair_with_second_samples(firsts, seed, directory, root)
+
+    n_pairs = sum("chosen" in row for row in rows)
+    kept = {row["id"] for row in draw_pairs(pairs, n_pairs, seed)}
+    return [row for row in pairs if row["id"] in kept]  # in their order, not in that of the draw
+
+
+def pair_with_second_samples(firsts: list[dict], seed: int, directory, root: Path) -> list[dict]:
+    """Answer all questions once more -> a pair for each row whose answer is whole and another."""
+    model = vlm.load_model(directory, ["cpu"])
+    tokenizer = vlm.load_tokenizer(directory)
+    args = argparse.Namespace(  # generate.py's defaults, but for the seed
+        seed=f"second/{seed}", frames=None, temperature=1.0, top_p=1.0, max_new_tokens=256
     )
-    trained = {
-        variant: list(zip(of(variant, 1, "pairs"), of(variant, 1, "accuracy")))
-        for variant in ("dpo", "sft", "sft-all")
-    } | one_round
-    print_rows(
-        "one round: rows that are trained on, accuracy on dev",
-        ["", "rows", "accuracy"],
-        [
-            [name, *(spread(values, digits) for values, digits in zip(zip(*pairs), (0, 3)))]
-            for name, pairs in trained.items()
-        ],
-    )
-    for name, digits in (
-        ("critic's precision", 2),
-        ("critic's recall", 2),
-        ("the base's precision", 2),
-        ("the base's recall", 2),
-        ("pairs", 0),
-        ("pairs inverted", 2),
-        ("pairs judged", 2),
-        ("errors by truth", 0),
-        ("errors the base names", 0),
-        ("errors the model names", 0),
-        ("words an answer", 1),
-    ):  # critic: the model, of its own answers to dev, whichever critic the loop had
-        rows = [
-            [
-                variant,
-                *(
-                    spread(of(variant, n, name), digits)
-                    if name in figures[0, variant, SEEDS[0]][n]
-                    else ""
-                    for n in (0, *ROUNDS)
-                ),
-            ]
-            for variant in VARIANTS
-        ]
-        print_rows(name, heads, rows)
-    names = [
-        f"{key}, {end} steps"
-        for key in ("logps/chosen", "logps/rejected")
-        for end in ("first", "last")
-    ]
-    for n in (ROUNDS[0], ROUNDS[-1]):
-        print_rows(
-            f"log-probs and tokens of the pairs, round {n}",
-            ["", *names, "lengths/chosen", "lengths/rejected"],
-            [
-                [
-                    variant,
-                    *(
-                        spread(of(variant, n, name), 1)
-                        for name in (*names, "lengths/chosen", "lengths/rejected")
-                    ),
-                ]
-                for variant in VARIANTS
-            ],
-        )
-    places = [f"on {name}" for name in BENCHMARKS]
-    print_rows(
-        "accuracy after the last round, by what is new to the loop",
-        ["", *BENCHMARKS],
-        [["base", *(spread(of("dpo", 0, place)) for place in places)]]
-        + [
-            [variant, *(spread(of(variant, ROUNDS[-1], place)) for place in places)]
-            for variant in VARIANTS
-        ],
-    )
-    print_rows(
-        "the loop by base, accuracy on dev",
-        ["base of seed", *heads[1:], "the base's revisions"],
-        [
-            [
-                f"{base}",
-                *(spread(of("dpo", n, "accuracy", base)) for n in (0, *ROUNDS)),
-                spread(of("dpo", 0, "accuracy of revisions", base)),
-            ]
-            for base in bases
-        ],
-    )
+    pairs = []
+    groups = common.group_by_video(firsts)
+    for group, video in vlm.watch_each(model, tokenizer, groups, root, args):
+        seconds = [dict(row) for row in group]
+        generate.write_answers(model, tokenizer, video, seconds, args)
+        for first, second in zip(group, seconds):
+            if "dropped" not in second and second["initial"] != first["initial"]:
+                pairs.append(first | {"chosen": second["initial"], "rejected": first["initial"]})
+    return pairs
 
 
-def plot(figures, path):
-    """Accuracy by round and variant; the critic's precision and recall; errors counted three ways."""
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
-
-    def draw(axes, variant, name, label, **style):
-        values = np.array(
-            [
-                [rounds[n][name] for n in (0, *ROUNDS)]
-                for (base, v, _), rounds in figures.items()
-                if (base, v) == (0, variant)
-            ]
-        )
-        axes.errorbar(
-            (0, *ROUNDS), values.mean(0), values.std(0, ddof=1), label=label, capsize=3, **style
-        )
-
-    for variant in VARIANTS:
-        draw(left, variant, "accuracy", variant, linewidth=3 if variant == "dpo" else 1.2)
-    left.axhline(
-        figures[0, "dpo", SEEDS[0]][0]["accuracy of revisions"],
-        color="grey",
-        linestyle=":",
-        label="the base's revisions",
-    )
-    for name, style in (("critic's precision", "-"), ("critic's recall", "--")):
-        for variant, color in (("dpo", "C0"), ("sft", "C1"), ("sft-all", "C2")):
-            draw(
-                middle, variant, name, f"{variant}: {name.split()[1]}", color=color, linestyle=style
-            )
-    for name, color in (
-        ("errors by truth", "black"),
-        ("errors the base names", "C0"),
-        ("errors the model names", "C3"),
-    ):
-        draw(right, "dpo", name, name, color=color)
-    for axes, title in (
-        (left, "accuracy on dev"),
-        (middle, "the model as critic of its own answers to dev"),
-        (right, "dpo: errors on dev, of 900, counted three ways"),
-    ):
-        axes.set(title=title, xlabel="round", xticks=(0, *ROUNDS))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
-    print(f"\nplot: {path}")
+def draw_pairs(rows: list[dict], n: int, seed: int) -> list[dict]:
+    """Draw n pairs by lot, or all of them where there are fewer."""
+    pairs = [row for row in rows if "chosen" in row]
+    return random.Random(seed).sample(pairs, min(len(pairs), n))
 
 
-# ---------------------------------------------------------------- the study
-def make_bases(n, directory):
-    """{seed: model directory} of n bases: the shipped one, and others by shapes/pretrain.py."""
-    bases = {seed: directory / "bases" / f"{seed}" if seed else Path(BASE) for seed in range(n)}
-    for seed, path in bases.items():
-        if not (path / "training.json").exists():  # the last file that is written
-            subprocess.run(
-                [sys.executable, "-m", "shapes.pretrain", path, "--seed", f"{seed}"], check=True
-            )
-    return bases
+# ------------------------------------------------------------------------------
+# What the study is run on
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--bases",
-        type=int,
-        default=1,
-        help="how many bases; each but the first is pretrained for half an hour",
-    )
-    parser.add_argument("--output", type=Path, default=Path("runs/study"))
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(
-        args.output / ".lock", timeout=0
-    )  # two at once would do each other's rounds
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise common.InputError(f"another study is writing to {args.output}") from None
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started from here; one a core
+def make_videos():
+    """Make the tiny world, and its benchmark of the loop's own videos, where they are missing."""
     if not (VIDEOS / "test" / "questions.json").exists():  # the last file that is written
         subprocess.run([sys.executable, "-m", "shapes.world", VIDEOS], check=True)
     if not (VIDEOS / "seen" / "questions.json").exists():
         make_seen()
-    bases = make_bases(args.bases, args.output)
-    runs = [
-        (base, variant, seed)
-        for seed in SEEDS
-        for variant in VARIANTS
-        for base in bases
-        if base == 0 or variant == "dpo"
-    ]
-    where = lambda base, variant, seed: args.output / f"base{base}" / f"seed{seed}" / variant
-    with concurrent.futures.ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context("spawn")
-    ) as pool:  # a process a core
-        phases = [
-            [
-                (score_base, (path, args.output / f"base{base}" / "base"))
-                for base, path in bases.items()
-            ]
-        ]
-        jobs = [
-            [
-                (run_round, (variant, seed, bases[base], where(base, variant, seed), n))
-                for base, variant, seed in runs
-            ]
-            for n in ROUNDS
-        ]
-        phases += [
-            [job for job in jobs[0] if job[1][0] == "dpo"],
-            [job for job in jobs[0] if job[1][0] != "dpo"],
-            *jobs[1:],
-        ]
-        extras = [
-            (
-                run_one_round,
-                (
-                    name,
-                    seed,
-                    bases[0],
-                    where(0, name, seed),
-                    2 * LRS[0] if name.endswith("2e-4") else LRS[0],
-                ),
-            )
-            for seed in SEEDS
-            for name in ONE_ROUND
-        ]
-        phases += [
-            [job for job in extras if job[1][0] != "sft-600"],
-            [job for job in extras if job[1][0] == "sft-600"],
-        ]
-        with tqdm(total=sum(map(len, phases)), unit="round") as bar:
-            for phase in phases:  # a round of all runs before the next
-                for done in concurrent.futures.as_completed(
-                    [
-                        pool.submit(quietly, task, args.output / "study.log", job)
-                        for task, job in phase
-                    ]
-                ):
-                    done.result()
-                    bar.update()
-    figures = {
-        run: [
-            measure(args.output / f"base{run[0]}" / "base"),
-            *(measure(where(*run) / f"round{n}") for n in ROUNDS),
-        ]
-        for run in runs
-    }
-    common.write_json(
-        args.output / "study.json",
-        {" ".join(map(str, run)): rounds for run, rounds in figures.items()},
+
+
+def make_seen(n: int = 38):
+    """Make a benchmark of videos that the loop learns from, n of each round.
+
+    Its questions are those that the world asks, not those that the model asked.
+    """
+    directory = VIDEOS / "seen"
+    (directory / "videos").mkdir(parents=True, exist_ok=True)
+    seen = Counter()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in ROUNDS:
+        split = f"round{number}"
+        for index in range(n):
+            name = f"{split}_{index:04}.mp4"
+            shutil.copy(VIDEOS / split / name, directory / "videos")
+            scene = world.make_scene(0, split, index)
+            rows += world.draw_questions(scene, name, seen, rng)
+    common.write_json(directory / "questions.json", rows)
+
+
+def make_bases(n: int, directory: Path) -> dict[int, Path]:
+    """Make n bases: the shipped one, and others that shapes/pretrain.py makes from other seeds.
+
+    Returns:
+        {seed: directory of the model}; seed 0 is the shipped one
+    """
+    bases = {0: Path(BASE)}
+    for seed in range(1, n):
+        bases[seed] = directory / "bases" / f"{seed}"
+    for seed, path in bases.items():
+        if not (path / "training.json").exists():  # the last file that is written
+            command = [sys.executable, "-m", "shapes.pretrain", path, "--seed", f"{seed}"]
+            subprocess.run(command, check=True)
+    return bases
+
+
+# ------------------------------------------------------------------------------
+# The study
+
+
+class Run(NamedTuple):
+    """The rounds of one variant, from one base and with one loop seed."""
+
+    base: int  # seed of the base
+    variant: str
+    seed: int  # of the loop
+
+
+class Job(NamedTuple):
+    """What one process does without waiting for another."""
+
+    task: Callable
+    arguments: tuple
+
+
+def list_runs(bases: dict[int, Path]) -> list[Run]:
+    """List all runs: every variant on the shipped base, and the loop alone on the others."""
+    runs = []
+    for seed in SEEDS:
+        for variant in VARIANTS:
+            for base in bases:
+                if base == 0 or variant == "dpo":
+                    runs.append(Run(base, variant, seed))
+    return runs
+
+
+def base_directory(output: Path, base: int) -> Path:
+    """Name the directory of a base's own scores."""
+    return output / f"base{base}" / "base"
+
+
+def run_directory(output: Path, run: Run) -> Path:
+    """Name the directory of a run."""
+    return output / f"base{run.base}" / f"seed{run.seed}" / run.variant
+
+
+def plan_phases(runs: list[Run], bases: dict[int, Path], output: Path) -> list[list[Job]]:
+    """Plan all jobs in phases: a job reads only what those of earlier phases write."""
+    loops = [run for run in runs if run.variant == "dpo"]
+    controls = [run for run in runs if run.variant != "dpo"]
+    first, *later = ROUNDS
+
+    scores = []
+    for seed, path in bases.items():
+        scores.append(Job(score_base, (path, base_directory(output, seed))))
+    phases = [scores]
+    phases.append(plan_round(first, loops, bases, output))
+    phases.append(plan_round(first, controls, bases, output))  # they copy the loop's answers
+    for n in later:
+        phases.append(plan_round(n, runs, bases, output))
+
+    names = [name for name in ONE_ROUND if name != "sft-600"]
+    phases.append(plan_one_round(names, bases[0], output))
+    phases.append(plan_one_round(["sft-600"], bases[0], output))  # it reads the pairs of dpo-600
+    return phases
+
+
+def plan_round(n: int, runs: list[Run], bases: dict[int, Path], output: Path) -> list[Job]:
+    """Plan round n of some runs."""
+    jobs = []
+    for run in runs:
+        directory = run_directory(output, run)
+        jobs.append(Job(run_round, (run.variant, run.seed, bases[run.base], directory, n)))
+    return jobs
+
+
+def plan_one_round(names: list[str], base: Path, output: Path) -> list[Job]:
+    """Plan those that have one round alone."""
+    jobs = []
+    for seed in SEEDS:
+        for name in names:
+            lr = 2 * LRS[0] if name == "sft-all-2e-4" else LRS[0]
+            directory = run_directory(output, Run(0, name, seed))
+            jobs.append(Job(run_one_round, (name, seed, base, directory, lr)))
+    return jobs
+
+
+def run_phases(phases: list[list[Job]], log: Path):
+    """Run the jobs, phase by phase, in as many processes as there are cores."""
+    spawn = multiprocessing.get_context("spawn")
+    n_jobs = sum(len(phase) for phase in phases)
+    with (
+        concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool,
+        tqdm(total=n_jobs, unit="round") as bar,
+    ):
+        for phase in phases:
+            futures = [pool.submit(run_quietly, log, job) for job in phase]
+            for done in concurrent.futures.as_completed(futures):
+                done.result()  # raises what the job raised
+                bar.update()
+
+
+def run_quietly(log: Path, job: Job):
+    """Run a job in a worker process; what it prints is appended to the log."""
+    torch.set_num_threads(1)
+    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        job.task(*job.arguments)
+
+
+def measure_runs(runs: list[Run], output: Path) -> dict[Run, list[dict]]:
+    """Measure all runs -> {run: [figures of its base, of round 1, of round 2, ...]}."""
+    figures = {}
+    for run in runs:
+        directory = run_directory(output, run)
+        rounds = [measure(base_directory(output, run.base))]
+        for n in ROUNDS:
+            rounds.append(measure(directory / f"round{n}"))
+        figures[run] = rounds
+    return figures
+
+
+def measure_one_round(output: Path) -> dict[str, list[tuple]]:
+    """Measure those of one round -> {name: [(rows trained on, accuracy on dev) of each seed]}."""
+    figures = {}
+    for name in ONE_ROUND:
+        figures[name] = []
+        for seed in SEEDS:
+            directory = run_directory(output, Run(0, name, seed))
+            rows = common.read_jsonl(directory / "edited.jsonl")
+            n_rows = sum("chosen" in row for row in rows)
+            [accuracy] = common.read_keys(directory / "dev" / "results.json", "accuracy")
+            figures[name].append((n_rows, accuracy))
+    return figures
+
+
+def lock_output(output: Path):
+    """Create and lock the output directory -> the lock, held as long as the caller keeps it.
+
+    Raises:
+        InputError: if another study has locked it; two would run the same rounds
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise common.InputError(f"another study is writing to {output}") from None
+    return lock
+
+
+def main():
+    """Run what is missing of the study, then print its tables and draw its plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    parser.add_argument(
+        "--bases",
+        type=common.at_least(1),
+        default=1,
+        help="how many bases; each but the first is pretrained for half an hour",
     )
-    one_round = {
-        name: [
-            (
-                sum(
-                    "chosen" in row
-                    for row in common.read_jsonl(where(0, name, seed) / "edited.jsonl")
-                ),
-                common.read_json(where(0, name, seed) / "dev" / "results.json", "accuracy")[0],
-            )
-            for seed in SEEDS
-        ]
-        for name in ONE_ROUND
-    }
-    print_tables(figures, one_round, bases)
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/study"), help="directory of the study"
+    )
+    args = parser.parse_args()
+
+    lock = lock_output(args.output)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
+    make_videos()
+    bases = make_bases(args.bases, args.output)
+    runs = list_runs(bases)
+    run_phases(plan_phases(runs, bases, args.output), args.output / "study.log")
+
+    figures = measure_runs(runs, args.output)
+    by_name = {" ".join(map(str, run)): rounds for run, rounds in figures.items()}
+    common.write_json(args.output / "study.json", by_name)
+    print_tables(figures, measure_one_round(args.output), bases)
     plot(figures, args.output / "study.png")
+    lock.release()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""A video-LLM: loaded, spread over devices, asked and trained.
+
+placement.py   a checkpoint becomes a model, its layers spread over one or more devices
+lora.py        low-rank factors beside the weights; adapter directories as PEFT writes them
+attention.py   attention to a video whose keys and values are held once for many rows
+families.py    how a video enters a family of models: pixels and token ids
+prefix.py      a video is read once, whatever is asked about it: start here
+
+The stages use what is listed below, as vlm.NAME.
+"""
+
+from vlm.attention import SharedLayer, shared_prefix_attention
+from vlm.families import (
+    END_OF_TURN,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    chat_parts,
+    encode_prefix,
+    pixel_values,
+)
+from vlm.lora import Adapter, add_lora, read_adapter, save_adapter
+from vlm.placement import (
+    check_model,
+    find_checkpoint,
+    load,
+    load_model,
+    load_tokenizer,
+    plan_placement,
+    split_layers,
+)
+from vlm.prefix import (
+    Branch,
+    Packed,
+    Video,
+    branch_logps,
+    decode,
+    encode_branch,
+    pack,
+    watch_each,
+)
+
+__all__ = [
+    "END_OF_TURN",
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "Adapter",
+    "Branch",
+    "Packed",
+    "SharedLayer",
+    "Video",
+    "add_lora",
+    "branch_logps",
+    "chat_parts",
+    "check_model",
+    "decode",
+    "encode_branch",
+    "encode_prefix",
+    "find_checkpoint",
+    "load",
+    "load_model",
+    "load_tokenizer",
+    "pack",
+    "pixel_values",
+    "plan_placement",
+    "read_adapter",
+    "save_adapter",
+    "shared_prefix_attention",
+    "split_layers",
+    "watch_each",
+]

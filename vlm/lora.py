@@ -1,0 +1,106 @@
+"""LoRA (arXiv 2106.09685): low-rank factors beside frozen weights, in directories as PEFT has them.
+
+    y = W x + alpha / rank * B A x
+
+An adapter directory has adapter_config.json, which names the base model, and
+adapter_model.safetensors with the factors A (rank, in) and B (out, rank) of each linear layer.
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+
+import common
+
+PEFT_PREFIX = "base_model.model."  # what PEFT puts before the name of every tensor
+
+# What adapter_config.json may say: keys that may have any value, and keys that may have only
+# these. Values that are empty, zero, false or null are accepted for every key.
+LORA_KEYS = {
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "task_type",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "qalora_group_size",
+    "megatron_core",
+}
+LORA_VALUES = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": ("True", "gaussian"),
+}
+
+
+class Adapter(NamedTuple):
+    """What an adapter directory says of itself."""
+
+    base: str  # directory or hub name of the model that it belongs to
+    rank: int  # 0: the model is a checkpoint without an adapter
+    alpha: int
+
+
+def read_adapter(path) -> Adapter:
+    """Read adapter_config.json of a model; for a plain checkpoint -> Adapter(path, 0, 0).
+
+    Raises:
+        InputError: if the adapter is more than plain LoRA
+    """
+    file = Path(path) / "adapter_config.json"
+    if not file.exists():
+        return Adapter(path, 0, 0)
+    for key, value in common.read_json(file).items():
+        is_plain = key in LORA_KEYS or str(value) in LORA_VALUES.get(key, ())
+        if value and not is_plain:
+            raise common.InputError(
+                f"{file}: {key} is more than plain LoRA, and only plain LoRA can be read"
+            )
+    return Adapter(*common.read_keys(file, "base_model_name_or_path", "r", "lora_alpha"))
+
+
+def add_lora(layers, rank: int, alpha: int):
+    """Add factors to all linear layers: y = W x + alpha / rank * B A x.
+
+    A (rank, in) and B (out, rank) are float32, whatever W is. B starts at 0, so that y = W x.
+    """
+
+    def add_delta(linear, inputs, output):
+        a = linear.lora_A.weight.T.to(output.dtype)  # (in, rank)
+        b = linear.lora_B.weight.T.to(output.dtype)  # (rank, out)
+        return output + alpha / rank * (inputs[0] @ a) @ b
+
+    for linear in [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]:
+        factor = functools.partial(
+            torch.nn.Linear, bias=False, device=linear.weight.device, dtype=torch.float32
+        )
+        linear.lora_A = factor(linear.in_features, rank)
+        linear.lora_B = factor(rank, linear.out_features)
+        torch.nn.init.zeros_(linear.lora_B.weight)
+        linear.register_forward_hook(add_delta)
+
+
+def save_adapter(model, directory: Path, adapter: Adapter):
+    """Write a model's factors as an adapter directory that PEFT reads too."""
+    factors = {}
+    for name, weight in model.state_dict().items():
+        if ".lora_" in name:
+            factors[f"{PEFT_PREFIX}{name}"] = weight
+    weights = directory / "adapter_model.safetensors"
+    safetensors.torch.save_file(factors, weights, {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "target_modules": r".*language_model\.layers.*_proj",
+        "base_model_name_or_path": adapter.base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+    }
+    common.write_json(directory / "adapter_config.json", config)
