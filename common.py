@@ -577,10 +577,12 @@ class Output:
     def resume(self, groups: list):
         """Keep the rows of complete videos, and cut off what follows them."""
         rows = read_jsonl(self.path, ("id", "video"), incomplete=True)
-        ids = [row["id"] for _, rows_of_video in groups for row in rows_of_video]
+        expected = []  # (id, video) of every row, in order
+        for video, rows_of_video in groups:
+            expected += [(row["id"], video) for row in rows_of_video]
         for number, row in enumerate(rows):
-            expected = ids[number] if number < len(ids) else None
-            if row["id"] != expected:
+            belongs = number < len(expected) and (row["id"], row["video"]) == expected[number]
+            if not belongs:
                 raise InputError(
                     f"{self.path}, line {number + 1}: not the row that belongs here; "
                     "restore it, or start anew with --overwrite"

@@ -108,9 +108,9 @@ def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, fra
 
 
 @pytest.mark.parametrize("gpus, n_devices", [("1 x 24 GB", 1), ("2 x 80 GB", 2), ("4 x 80 GB", 4), ("8 x 40 GB", 8)])
-def test_the_readme_has_what_the_tool_prints(gpus, n_devices):
+def test_the_page_has_what_the_tool_prints(gpus, n_devices):
     """A line of its table is | GPUs | answering | training | training with LoRA |, of the fullest device."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "real-models.md").read_text().splitlines()
     [line] = [line for line in lines if line.startswith(f"| {gpus} |")]
     _, answering, full, lora = [cell.strip().split(",")[0] for cell in line.strip(" |").split(" | ")]
 

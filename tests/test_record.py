@@ -183,6 +183,7 @@ def test_after_a_full_disk_an_output_resumes(tmp_path):
     [
         (b"not json\n", "line 2: not JSON"),
         (b'{"id": "z/9", "video": "a"}\n', "line 2: not the row that belongs here"),
+        (b'{"id": "a/1", "video": "b"}\n', "line 2: not the row that belongs here"),  # the id of a row, another video
     ],
 )
 def test_a_damaged_output_is_refused_and_left_as_it_is(tmp_path, line, complaint):
