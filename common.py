@@ -119,7 +119,7 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
         incomplete: skip a last line without its line end, which a stopped process may leave
 
     Raises:
-        InputError: with file and line, for what is not a record
+        InputError: with file and line, if a line is not a valid row
     """
     try:
         lines = Path(path).read_bytes().splitlines(keepends=True)
@@ -147,7 +147,7 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
 
 
 def find_fault(row, require: tuple) -> str | None:
-    """Say why a row is not a record with the required keys; None if it is one."""
+    """Say what is wrong with a row; None if it is valid and has the required keys."""
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
     needed = ("id", "video") if "dropped" in row else require
@@ -253,7 +253,7 @@ def make_parser(
         doc: the stage's docstring, which --help shows
         output, input: help texts, which name the files
         several_inputs: whether --input takes more than one path
-        videos: whether --input is rows about videos that may have moved (--videos)
+        videos: whether to add --videos, for stages whose --input is a JSONL file that names videos
         required: options that must be given
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
@@ -497,14 +497,15 @@ def acquire_lock(output: Path):
 
 
 def check_same_content(output: Path, meta: dict):
-    """Raise InputError if an output was begun with other arguments, in the user's own words."""
+    """Raise InputError if an output was begun with other arguments; it names the option."""
     path = meta_path(output)
     [before] = read_keys(path, "content")
     differing = [key for key, value in meta["content"].items() if before.get(key) != value]
     if not differing:
         return
-    # Prompts are named last: other questions to evaluate.py are another input, with other prompts
-    key = min(differing, key=lambda key: key == "prompts")
+    # With other questions, evaluate.py's prompts differ too: the input is the better reason to name
+    others = [key for key in differing if key != "prompts"]
+    key = (others or differing)[0]
     if key == "model":
         difference = tell_difference("model", path, meta)
     elif key == "inputs":
@@ -596,7 +597,7 @@ class Output:
         print(f"resuming {self.path}: {n_videos} videos are complete, what follows is done again")
 
     def write(self, rows: list[dict]):
-        """Append all rows of one video; InputError if too many videos are unreadable by now."""
+        """Append the next rows about one video; InputError if too many videos are unreadable."""
         lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
         with self.path.open("ab") as file:
             file.write(b"".join(lines))

@@ -7,7 +7,8 @@ r"""Stage 2: the model criticises its own answers against the video.
 `--model` may be another model than the one that answered: an external critic.
 
 reads    id, video, question, initial
-writes   + critique, error_types (or dropped: unreadable_video)
+writes   + critique, error_types, which is null if the verdict is unreadable
+         (or dropped: unreadable_video)
 """
 
 import re
@@ -35,7 +36,7 @@ CRITIQUE_PROMPT = (
 
 
 def parse_error_types(critique: str) -> list[str] | None:
-    """Read the verdict of a critique: its last "Errors:" line.
+    """Read the verdict of a critique: what follows its last "Errors:", to the end of the line.
 
     Returns:
         the error types that it names, in the order of ERROR_TYPES; [] if it says "none"; None if
@@ -48,8 +49,8 @@ def parse_error_types(critique: str) -> list[str] | None:
     if not verdicts:
         return None
     verdict = verdicts[-1].lower()
-    words = re.sub(r"[\s-]+", "_", verdict)  # "Temporal ordering" is temporal_ordering
-    named = [error for error in common.ERROR_TYPES if error in words]
+    normalized = re.sub(r"[\s-]+", "_", verdict)  # "Temporal ordering" is temporal_ordering
+    named = [error for error in common.ERROR_TYPES if error in normalized]
     if named:
         return named
     if re.match(r"[^a-z]*none\b", verdict):
@@ -58,7 +59,7 @@ def parse_error_types(critique: str) -> list[str] | None:
 
 
 def write_critiques(model, tokenizer, video, rows: list[dict], args):
-    """Add critique and error_types to the rows of one video, decoded as one batch."""
+    """Add `critique` and `error_types` to the rows of one video, decoded as one batch."""
     prompts = []
     for row in rows:
         prompts.append(CRITIQUE_PROMPT.format(question=row["question"], initial=row["initial"]))

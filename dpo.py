@@ -7,11 +7,13 @@ The language model is trained; the vision tower and the projector are frozen.
 Per step: for each of --videos-per-step videos one forward and one backward
 pass over
 
-    [video | question 1, chosen | question 1, rejected | question 2, ...]
+    [video | question 1, chosen | question 2, chosen | ...
+           | question 1, rejected | question 2, rejected | ...]
 
-then one update of AdamW on float32 master weights. The reference is the model
-that the round starts from: its log-probs are computed before the first update,
-by the same function.
+(over several devices: all forward passes, then one backward pass), then one
+update of AdamW on float32 master weights. The reference is the model that the
+round starts from: its log-probs are computed before the first update, by the
+same function.
 
 reads    id, video, question, chosen, rejected (rows with `dropped` are skipped)
 writes   a checkpoint like the base's (--tune lora: an adapter), with a short
@@ -20,8 +22,8 @@ writes   a checkpoint like the base's (--tune lora: an adapter), with a short
          Until it is finished also reference.json and checkpoint-*.state, from
          which a stopped training resumes
 
-Shapes: a video has B pairs. (2, B) is a row for the chosen answers and a row
-for the rejected.
+Shapes: a video has B pairs, a step has S pairs. (2, B) is a row for the chosen
+answers and a row for the rejected.
 """
 
 import json
@@ -43,8 +45,11 @@ SIDES = ("chosen", "rejected")
 REQUIRED = ("id", "video", "question", *SIDES)
 
 LOSSES = ("sigmoid", "hinge", "ipo", "sft")
-PER_TOKEN = ("ipo",)  # losses of means over an answer's tokens; all others are of sums
-REFERENCE_FREE = ()  # losses without a reference (SimPO's kind): no pass computes one, it is 0
+# Preference losses of log-probs that are means over an answer's tokens; the others take sums
+PER_TOKEN = ("ipo",)
+# Losses that need no reference, such as SimPO: none is here yet. Theirs is 0, without a pass.
+# sft is not among them: the rewards that it reports need one
+REFERENCE_FREE = ()
 
 # ------------------------------------------------------------------------------
 # The loss
@@ -95,16 +100,16 @@ def dpo_loss(
     return losses, beta * chosen_logratios.detach(), beta * rejected_logratios.detach()
 
 
-def step_loss(args, sums, lengths, reference, n_pairs: int, n_tokens: float):
+def step_loss(args, sums, lengths, reference, n_pairs: int, n_tokens: int):
     """Compute one video's share of a step's loss: the shares add up to the mean over all pairs.
 
     Args:
         sums, lengths, reference: (2, B) of this video
         n_pairs: number of pairs in the whole step
-        n_tokens: number of answer tokens in the whole step that the cross-entropy is on
+        n_tokens: number of tokens, in the whole step, of the answers on cross_entropy_side
 
     Returns:
-        share: a scalar tensor; rewards: (2, B), without gradient
+        share: a scalar tensor; rewards: (2, B), without gradient, per token for PER_TOKEN losses
     """
     nll = -sums[cross_entropy_side(args)].sum() / n_tokens
     if args.loss == "sft":
@@ -126,7 +131,7 @@ def step_loss(args, sums, lengths, reference, n_pairs: int, n_tokens: float):
 
 
 def cross_entropy_side(args) -> int:
-    """Give the row, in (2, B), of the answers that the cross-entropy is on.
+    """Give the row of (2, B) whose answers the cross-entropy is taken over: 0 is chosen.
 
     --sft-on is an option of --loss sft alone; an NLL term beside a preference is on chosen.
     """
@@ -164,9 +169,9 @@ class Step(NamedTuple):
     """What a step's forward and backward passes give, beside the gradients."""
 
     loss: float
-    rewards: torch.Tensor  # (2, B) of all pairs of the step
-    sums: torch.Tensor  # (2, B)
-    lengths: torch.Tensor  # (2, B)
+    rewards: torch.Tensor  # (2, S) of all pairs of the step
+    sums: torch.Tensor  # (2, S)
+    lengths: torch.Tensor  # (2, S)
 
 
 def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> Step:
@@ -177,20 +182,23 @@ def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> 
     that devices can work at the same time (GPipe's order, arXiv 1811.06965; not measured yet).
 
     Args:
-        videos: iterator over (rows, Video), whose next items are those of batch
-        batch: [(video, its pairs), ...]
+        videos: iterator over (pairs, Video), whose next items are those of batch, one for each
+        batch: [(name of a video, its pairs), ...]
         reference: what reference_logps returns
     """
     is_split = len({weight.device for weight in model.parameters()}) > 1
     side = cross_entropy_side(args)
     n_pairs = sum(len(pairs) for _, pairs in batch)
-    n_tokens = sum(reference[name][1][side].sum().item() for name, _ in batch)
+    n_tokens = 0
+    for name, _ in batch:
+        _, ref_lengths = reference[name]  # (2, B)
+        n_tokens += ref_lengths[side].sum().item()
 
     shares = []
     parts = []
     for _, (pairs, video) in zip(batch, videos):  # batch first: zip must not take one video more
         if video is None:
-            raise common.InputError(f"{pairs[0]['error']} (a video of these pairs)")
+            raise common.InputError(f"{pairs[0]['error']}; it could be read before the training")
         sums, lengths = pair_logps(model, tokenizer, video, pairs)
         ref_sums, _ = reference[pairs[0]["video"]]
         ref_sums = ref_sums.to(sums.device)
@@ -297,7 +305,7 @@ def freeze_all_but_language(model, checkpointing: bool = False, tune: str = "ful
     Returns:
         the weights that are trained
     """
-    if checkpointing:
+    if checkpointing:  # transformers checkpoints in train mode alone
         model.model.language_model.train().activation_checkpointing_enable()
     model.requires_grad_(False)
     trained = []
@@ -326,6 +334,8 @@ def print_memory(weights: list, masters: list, base, args):
 def make_batches(groups: list, args) -> list[list]:
     """Shuffle the videos anew for every epoch, and cut their order into steps.
 
+    The epochs are joined before they are cut, so a step may span the border of two.
+
     Args:
         groups: [(video, its pairs), ...]
 
@@ -341,7 +351,10 @@ def make_batches(groups: list, args) -> list[list]:
 
 
 def learning_rate(args, step: int, n_steps: int) -> float:
-    """Warm up linearly over the first --warmup of the steps, then follow a cosine down to 0."""
+    """Warm up linearly over the first --warmup of the steps, then follow a cosine down to 0.
+
+    step: number of steps done before this one
+    """
     warmup = math.ceil(args.warmup * n_steps)
     if step < warmup:
         return args.lr * (step + 1) / warmup
@@ -370,9 +383,12 @@ def check_first_margin(passes: Step, batch: list, args):
     largest = passes.rewards.abs().max().item()
     rounding = 0.01 * args.beta * passes.sums.abs().max().item()  # generous, for bfloat16
     if largest > rounding:
+        # Else the same command would resume with it, and train on a wrong reference
+        (args.output / "reference.json").unlink()
         raise common.InputError(
             f"step 1: a reward of {largest:.1e} where policy and reference are one model; no "
-            f"update was made. Did a video change since? The step's pairs: {list_ids(batch)}"
+            "update was made. Did a video change after the reference was computed? The same "
+            f"command computes it again. The step's pairs: {list_ids(batch)}"
         )
     print(f"first step: largest |reward| {largest:.1e}: policy and reference are one model")
 
@@ -448,7 +464,7 @@ def open_metrics(path: Path, n_steps: int):
 
 def summarize(passes: Step) -> dict:
     """Average a step's rewards, log-probs and lengths, under TRL's metric names."""
-    margins = passes.rewards[0] - passes.rewards[1]  # (B,)
+    margins = passes.rewards[0] - passes.rewards[1]  # (S,)
     metrics = {
         "rewards/accuracies": (margins > 0).float().mean().item(),
         "rewards/margins": margins.mean().item(),
@@ -582,7 +598,8 @@ def main():
 
     # On what, and from which step on
     args.output.mkdir(exist_ok=True)
-    is_first_run = not (args.output / "reference.json").exists()
+    # A reference of an earlier run is taken as it is: it may be from other devices
+    reference_is_new = not (args.output / "reference.json").exists()
     reference = reference_logps(model, tokenizer, groups, root, args)
     groups = [(name, pairs) for name, pairs in groups if name in reference]
     batches = make_batches(groups, args)
@@ -594,13 +611,12 @@ def main():
     for step, batch in enumerate(batches[n_done:], n_done + 1):
         clock = time.time()
         passes = accumulate(model, tokenizer, videos, batch, reference, args)
-        if step == 1 and is_first_run and args.loss not in REFERENCE_FREE:
-            check_first_margin(passes, batch, args)
-
         for master, weight in zip(masters, weights):
             master.grad = weight.grad.float()
         grad_norm = torch.nn.utils.clip_grad_norm_(masters, args.max_grad_norm).item()
         check_finite(step, batch, passes.loss, grad_norm)
+        if step == 1 and reference_is_new and args.loss not in REFERENCE_FREE:
+            check_first_margin(passes, batch, args)
         lr = optimizer.param_groups[0]["lr"] = learning_rate(args, step - 1, len(batches))
         optimizer.step()
         with torch.no_grad():

@@ -456,14 +456,14 @@ def parse_args():
     add(
         "--rescore",
         action="store_true",
-        help="only score predictions.jsonl again; needs --output alone",
+        help="only score predictions.jsonl again; needs --benchmark and --output alone",
     )
     args = parser.parse_args()
 
     if args.benchmark == "list":
         return args
     if not args.output or not (args.rescore or (args.model and args.input)):
-        parser.error("--model, --input and --output are needed; with --rescore only --output")
+        parser.error("--model, --input and --output are needed; with --rescore --output alone")
     if args.unparsed == "random" and not find_benchmark(args.benchmark).draws_unparsed:
         drawn = [name for name in names if find_benchmark(name).draws_unparsed]
         parser.error(f"--unparsed random is for {', '.join(drawn)}")

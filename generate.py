@@ -9,8 +9,9 @@ answers them: no label, no other model.
         --ask "which way does the red circle move?"
 
 reads    video files, folders of frames, or directories of them
-writes   id, video, kind, question, initial (or dropped: unreadable_video,
-         bad_question, duplicate_question, truncated)
+writes   id, video, kind, question, initial. A row that fails stays in the file
+         with its reason under `dropped`, and later stages skip it:
+         unreadable_video, bad_question, duplicate_question, truncated
 """
 
 import hashlib
@@ -27,9 +28,9 @@ import vlm
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
 
-# The kinds of questions, and what each may be about: the only home of both. A question is written
-# by a prompt of its own, so that all questions about a video are decoded as one batch; the aspects
-# of a kind take turns, so that the questions differ.
+# The kinds of questions, and the aspects that each may be about: both are defined only here. Each
+# question has a prompt of its own, so that all questions about a video are decoded as one batch;
+# the prompts go through the aspects in turn, so that the questions differ.
 ASPECTS = {
     "spatial": (
         "where two objects are in relation to each other",
@@ -203,7 +204,8 @@ def judge_question(text: str, whole: bool, earlier: set[str]) -> str | None:
 
 
 def write_questions(model, tokenizer, video, rows: list[dict], args):
-    """Add question to all rows of one video, decoded as one batch; and dropped to bad ones."""
+    """Add `question` to all rows of one video, decoded as one batch; and `dropped` to bad ones."""
+    # In the order of new_rows, which made the rows from the same list
     prompts = [prompt for _, _, prompt in question_prompts(count_questions(args))]
     row_ids = [f"{row['id']}/question" for row in rows]
     noise = Noise(args.seed, row_ids, 1.0, QUESTION_TOP_P)
@@ -218,7 +220,7 @@ def write_questions(model, tokenizer, video, rows: list[dict], args):
 
 
 def write_answers(model, tokenizer, video, rows: list[dict], args):
-    """Add initial to rows of one video, decoded as one batch; and dropped where it was cut off."""
+    """Add `initial` to rows of one video, decoded as one batch; and `dropped` if it was cut off."""
     noise = None  # greedy
     if args.temperature:
         row_ids = [row["id"] for row in rows]
@@ -232,7 +234,7 @@ def write_answers(model, tokenizer, video, rows: list[dict], args):
 
 
 def answer_one(args):
-    """Print the answer to --ask, and which of its words the model has never seen."""
+    """Print the answer to --ask, and which of its words are not in the model's vocabulary."""
     vlm.check_model(args.model)
     root, names = sample_videos(args.input[:1], 1, args.seed)
     model, tokenizer = vlm.load(args)
@@ -243,6 +245,7 @@ def answer_one(args):
     if unknown:
         print(f"(this model has never seen: {', '.join(unknown)})")
 
+    # One empty row, in which watch_each says if the video cannot be read
     [(rows, video)] = vlm.watch_each(model, tokenizer, [(names[0], [{}])], root, args)
     if video is None:
         raise common.InputError(rows[0]["error"])
@@ -284,7 +287,8 @@ def parse_args():
     asking.add_argument(
         "--ask",
         metavar="QUESTION",
-        help="only print the answer to this question about the first input (greedy)",
+        help="only print the answer (greedy) to this question about the first input; of a "
+        "directory, one video is drawn",
     )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(

@@ -5,7 +5,7 @@ r"""Stage 3: the model revises its answers; what changed makes preference pairs.
         --output runs/mine/round1/pairs.jsonl
 
 A pair is made only where the critic found an error and the revision differs
-from the answer (a departure from the paper: see the README).
+from the answer (a departure from the VideoSAVi paper: see the README).
 
 reads    id, video, question, initial, critique, error_types
 writes   + revised, chosen, rejected (or dropped: unreadable_critique,
@@ -28,7 +28,7 @@ REFINE_PROMPT = (
 
 
 def judge_critique(row: dict) -> str | None:
-    """Say why an answer is not revised; None if the critic found an error in it: the gate."""
+    """Say why an answer is not revised; None if it is, as the critic found an error in it."""
     if row["error_types"] is None:
         return "unreadable_critique"
     if not row["error_types"]:
@@ -37,7 +37,7 @@ def judge_critique(row: dict) -> str | None:
 
 
 def drop_without_error(rows: list[dict]):
-    """Add dropped to the answered rows that judge_critique lets through no further."""
+    """Add `dropped` to the rows whose critique gives no reason for a revision."""
     for row in rows:
         if "dropped" in row:
             continue
@@ -64,7 +64,7 @@ def words(text: str) -> list[str]:
 
 
 def write_revisions(model, tokenizer, video, rows: list[dict], args):
-    """Add revised to the rows of one video, decoded as one batch; and chosen and rejected."""
+    """Add `revised` to the rows of one video, decoded as one batch; to pairs also their sides."""
     prompts = []
     for row in rows:
         prompt = REFINE_PROMPT.format(

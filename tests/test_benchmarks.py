@@ -74,6 +74,10 @@ def test_parsers_read_what_lmms_eval_reads(
     assert parse("tempcompass", reply) == {1: 1, 0: None, "judge": None}[tempcompass]
 
 
+def test_perceptiontest_reads_a_d_though_it_has_three_options():
+    assert parse("perceptiontest", "D") == 3
+
+
 @pytest.mark.parametrize(
     "reply, index",
     [
@@ -295,6 +299,15 @@ def test_mvbench_s_json_may_contain_the_trimmed_names_themselves(small, tmp_path
     items = evaluate.load_items("mvbench", tmp_path)
     videos = {(item["video"], item["start"]) for item in items if item["task"] == "action_localization"}
     assert videos == {("video/sta/sta_video_segment/GHI03_0.0_1.0.mp4", None)}
+
+
+def test_mvbench_s_trimmed_file_may_have_kept_its_suffix(small, tmp_path):
+    shutil.copytree(small["mvbench_trimmed"], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "video" / "ssv2_video_mp4"
+    (folder / "1234.mp4").rename(folder / "1234.webm")
+    items = evaluate.load_items("mvbench", tmp_path)
+    videos = {item["video"] for item in items if item["task"] == "action_antonym"}
+    assert videos == {"video/ssv2_video_mp4/1234.webm"}
 
 
 def test_perceptiontest_s_items(small):

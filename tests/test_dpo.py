@@ -261,9 +261,9 @@ def test_a_step_is_a_mean_over_pairs_not_over_videos(train, tokenizer):
 # Before the first update policy and reference are one model
 
 
-def test_the_first_rewards_may_differ_from_0_by_rounding_alone(capsys):
+def test_the_first_rewards_may_differ_from_0_by_rounding_alone(tmp_path, capsys):
     # Log-probs of up to 20 nats, beta 0.1: a hundredth of the largest, 0.01 * 0.1 * 20 = 0.02, is called rounding
-    args = argparse.Namespace(beta=0.1)
+    args = argparse.Namespace(beta=0.1, output=tmp_path)
     batch = [("a.mp4", [{"id": "a.mp4/0"}, {"id": "a.mp4/1"}])]
     sums = torch.tensor([[-12.0, -5.0], [-20.0, -5.0]])
 
@@ -274,6 +274,7 @@ def test_the_first_rewards_may_differ_from_0_by_rounding_alone(capsys):
     check(-0.019)
     assert "first step: largest |reward| 1.9e-02: policy and reference are one model" in capsys.readouterr().out
     for reward in (0.021, -0.021):
+        (tmp_path / "reference.json").write_text("{}")
         with pytest.raises(common.InputError, match=r"step 1: a reward of 2.1e-02 .*no update.*a.mp4/0, a.mp4/1$"):
             check(reward)
     assert capsys.readouterr().out == ""
@@ -315,17 +316,22 @@ def test_a_video_that_changes_after_the_reference_pass_is_refused_by_name(train,
     check_that_nothing_was_learned(pairs.parent / "model", updates)
 
 
-def test_a_reference_that_is_off_is_refused(train, pairs, monkeypatch, updates):
+def test_a_reference_that_is_off_is_refused_and_computed_again(train, pairs, monkeypatch, updates):
     compute = dpo.reference_logps
 
     def off(*arguments):
         reference = compute(*arguments)
         return {name: (sums + 1.0, lengths) for name, (sums, lengths) in reference.items()}
 
-    monkeypatch.setattr(dpo, "reference_logps", off)
-    with pytest.raises(common.InputError, match=r"step 1: a reward of 1.0e-01 .*a.mp4/0.*"):
-        train("model", "--videos-per-step", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "reference_logps", off)
+        with pytest.raises(common.InputError, match=r"step 1: a reward of 1.0e-01 .*a.mp4/0.*"):
+            train("model", "--videos-per-step", "2")
     check_that_nothing_was_learned(pairs.parent / "model", updates)
+
+    # The same command must not resume with it
+    _, [first] = train("model", "--videos-per-step", "2")
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
 
 
 def test_the_first_rewards_are_not_checked_where_the_reference_is_an_earlier_runs(train, pairs, monkeypatch, capsys):

@@ -1,12 +1,12 @@
 """Attention to a video whose keys and values are held once, however many rows attend to it.
 
-load_model registers it with transformers under the name "shared_prefix". It is transformers' own
-sdpa attention but for two cases, which only a shared video brings:
+load_model registers it with transformers under the name "shared_prefix". It calls transformers'
+own sdpa attention, except in two cases that only a shared video brings:
 
     answering   B rows of the batch have one video before them: its keys come from a SharedLayer
     training    one packed sequence [video | branch 1 | ...], with a mask for the branches alone
 
-Shapes: B rows of a batch, N tokens that ask (queries), P tokens of the video, D head size,
+Shapes: B rows of a batch, N query tokens, P tokens of the video, D head size,
 n_own tokens that a row has after the video. With grouped-query attention there are fewer key and
 value heads (kv heads) than query heads.
 """
@@ -49,11 +49,16 @@ def shared_prefix_attention(module, query, key, value, attention_mask, **kwargs)
     """Do what transformers' sdpa attention does, with a video that rows or branches share.
 
     query (B, heads, N, D), key and value (B, kv heads, tokens, D) -> (B, N, heads, D), None
+
+    prefill     N = P    tokens = P       no mask: causal
+    training    N = T    tokens = T       mask (1, 1, T - P, T), with rows for the branches alone
+    answering   N >= 1   tokens = n_own   mask (B, 1, N, P + n_own) or none; video in key.video
     """
     sdpa = transformers.AttentionInterface()["sdpa"]
     if hasattr(key, "video"):  # answering: key comes from a SharedLayer
         return attend_to_shared_video(query, key, value, attention_mask, kwargs["scaling"]), None
 
+    # A mask with fewer rows than there are queries is prefix.pack's: the video's rows are missing
     n_video = 0 if attention_mask is None else query.shape[2] - attention_mask.shape[2]
     if n_video == 0:  # a prefill, or anything else that is ordinary
         return sdpa(module, query, key, value, attention_mask, **kwargs)

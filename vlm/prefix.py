@@ -1,13 +1,13 @@
 """A video is read once, whatever is asked about it.
 
-32 frames are 8,192 tokens; a question and its answer are about a hundred. So every prompt begins
-with the video, and everything asked about it shares what the model computed for it:
+32 frames are 8,192 visual tokens; a question and its answer are about a hundred. So every prompt
+begins with the video, and everything asked about it shares what the model computed for it:
 
     Video          vision tower and projector run once
     decode         answering: one prefill, then all prompts as one batch on top of its one cache
     branch_logps   training: one packed sequence [video | branch 1 | branch 2 | ...], one pass
 
-tests/test_prefix.py holds all three against separate, ordinary sequences.
+tests/test_prefix.py compares all three with separate, ordinary sequences.
 
 Shapes: F frames, P tokens of the video (the prefix), B branches (a prompt with its answer),
 T tokens of the video and all branches, A tokens of all answers.
@@ -29,12 +29,12 @@ from vlm import attention, families
 class Branch(NamedTuple):
     """What follows the video in one sequence, as token ids."""
 
-    prompt: list[int]  # the user's words and the change of turn
-    answer: list[int]  # the answer and its end of turn
+    prompt: list[int]  # the user's words, and the template's text between them and the answer
+    answer: list[int]  # the answer, and the token that ends its turn
 
 
 def encode_branch(tokenizer, prompt: str, answer: str = "") -> Branch:
-    """Encode a prompt and its answer, each apart, so that the prompt's ids are the same for all."""
+    """Encode prompt and answer separately, so that a prompt has the same ids with any answer."""
     _, before_answer = families.chat_parts(tokenizer)
     prompt_ids = tokenizer.encode(prompt + before_answer, add_special_tokens=False)
     answer_ids = tokenizer.encode(answer + families.END_OF_TURN, add_special_tokens=False)
@@ -67,8 +67,9 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
         desc: label of the progress bar
 
     Yields:
-        (rows, Video) for each run of a video's rows that are shown the same seconds. The Video is
-        None if all these rows were dropped before, or if it cannot be read: then they are now
+        (rows, Video), once for each stretch of consecutive rows with the same video, start and
+        end. The Video is None if all these rows were dropped before, or if the video cannot be
+        read: in that case they are marked as dropped here
     """
     n_frames = args.frames or getattr(model.config, "num_frames", None) or common.DEFAULT_FRAMES
 
@@ -149,7 +150,7 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
     is_prompt = ids >= 0
     n_video = video.ids.shape[1]
     mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)  # (B, P + longest prompt)
-    [end] = encode_branch(tokenizer, "").answer
+    [end] = encode_branch(tokenizer, "").answer  # an empty answer is the end of turn alone
 
     out = model.generate(
         input_ids=ids.where(is_prompt, end),
@@ -178,7 +179,7 @@ class Packed(NamedTuple):
     positions: torch.Tensor  # (T,) every branch starts again at P
     mask: torch.Tensor  # (T - P, T) bool: what the branches' tokens see
     targets: torch.Tensor  # (A,) indices of the answers' tokens in the sequence
-    branch: torch.Tensor  # (A,) the branch that each of them belongs to
+    branch: torch.Tensor  # (A,) number of the branch that each of them belongs to
 
 
 def pack(prefix_length: int, branches: list[Branch]) -> Packed:
@@ -190,7 +191,8 @@ def pack(prefix_length: int, branches: list[Branch]) -> Packed:
 
         mask[i, j] = (j <= i) and (branch[j] == VIDEO or branch[j] == branch[i])
 
-    Rows of the mask are for the branches' tokens alone: among the video's, attention is causal.
+    Here i and j count over the whole sequence. The mask that is returned has the rows i = P to
+    T - 1 alone, those of the branches' tokens: among the video's, attention is causal.
     """
     VIDEO = -1
     ids = []
@@ -207,7 +209,7 @@ def pack(prefix_length: int, branches: list[Branch]) -> Packed:
     branch = torch.tensor(owners)  # (T,)
     own = branch[prefix_length:, None]  # (T - P, 1)
     mask = (branch == VIDEO) | (branch == own)  # (T - P, T)
-    mask = mask.tril(prefix_length)  # j <= i
+    mask = mask.tril(prefix_length)  # row r is position i = P + r: j <= P + r
     targets = torch.tensor(is_answer).nonzero()[:, 0]  # (A,)
     return Packed(torch.tensor(ids), torch.tensor(positions), mask, targets, branch[targets])
 
@@ -227,7 +229,8 @@ def branch_logps(model, video, branches: list[Branch]) -> tuple[torch.Tensor, to
         ids[None],
         **video.inputs,
         position_ids=packed.positions[None],
-        attention_mask=packed.mask[None, None].to(model.dtype).log(),  # 0 where seen, else -inf
+        # Additive, made once for all layers: 0 where seen, else -inf
+        attention_mask=packed.mask[None, None].to(model.dtype).log(),
         logits_to_keep=(packed.targets - 1).to(last),  # each token is predicted by the one before
         use_cache=False,
     ).logits[0]  # (A, vocabulary): the head runs on these positions alone
