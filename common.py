@@ -150,7 +150,9 @@ def find_fault(row, require: tuple) -> str | None:
     """Say what is wrong with a row; None if it is valid and has the required keys."""
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
-    needed = ("id", "video") if "dropped" in row else require
+    needed = require
+    if "dropped" in row:  # of the required keys it needs no others than these
+        needed = [key for key in require if key in ("id", "video")]
     for key in needed:
         if key not in row:
             return f"no key {key!r}, which {RECORD[key].stage}.py writes"
@@ -158,7 +160,7 @@ def find_fault(row, require: tuple) -> str | None:
         if key in row and not isinstance(row[key], field.kind):
             return f"{key!r} has the type {type(row[key]).__name__}"
     for error in row.get("error_types") or ():
-        if error not in ERROR_TYPES:
+        if not isinstance(error, str) or error not in ERROR_TYPES:
             return f"unknown error type {error!r}"
     return None
 
@@ -343,6 +345,8 @@ def read_input(args, require: tuple) -> tuple[Path, list]:
         (root of their videos, [(video, its rows), ...])
     """
     groups = group_by_video(read_jsonl(args.input, require))
+    if not groups:
+        raise InputError(f"{args.input} has no rows, so there is nothing to do")
     path = meta_path(args.input)
     if path.exists():
         root, stage, finished = read_keys(path, "root", "stage", "finished")
@@ -352,12 +356,18 @@ def read_input(args, require: tuple) -> tuple[Path, list]:
             )
     else:
         root = None
-    if args.videos or root:
-        return Path(args.videos or root), groups
-    raise InputError(
-        f"{args.input} has no meta.json beside it that says where its videos are; "
-        "say it with --videos DIR"
-    )
+    if args.videos:
+        root = args.videos
+    if not root:
+        raise InputError(
+            f"{args.input} has no meta.json beside it that says where its videos are; "
+            "say it with --videos DIR"
+        )
+    if not Path(root).is_dir():
+        raise InputError(
+            f"{root}: no such directory; --videos DIR says where the videos of {args.input} are"
+        )
+    return Path(root), groups
 
 
 # ------------------------------------------------------------------------------
@@ -445,6 +455,8 @@ def fingerprint(*parts) -> str:
         names = " ".join(file.name for file in files)
         digest.update((names or f"{part}\0").encode())
         for file in files:
+            if file.stat().st_size == 0:  # it cannot be mapped, and adds nothing
+                continue
             data = np.memmap(file, mode="r")
             for start in range(0, len(data), stride):
                 digest.update(data[start : start + sample].tobytes())
@@ -457,6 +469,9 @@ def fingerprint(*parts) -> str:
 
 def begin(output: Path, meta: dict, overwrite: bool):
     """Lock an output and write its meta.json.
+
+    An output that is to be overwritten stays as it is until `clear`: when the model has been loaded
+    and something is there to take its place.
 
     Returns:
         the lock, which is held as long as the object lives; None if the output is finished
@@ -471,9 +486,9 @@ def begin(output: Path, meta: dict, overwrite: bool):
             f"{output} exists without {path.name}, so no stage wrote it. It is left as it is: "
             "choose another --output, or remove it"
         )
-    if overwrite:
-        remove(output)
-    elif output.exists():
+    if overwrite and output.exists():
+        return lock
+    if output.exists():
         check_same_content(output, meta)
         [finished] = read_keys(path, "finished")
         if finished:
@@ -483,9 +498,20 @@ def begin(output: Path, meta: dict, overwrite: bool):
     return lock
 
 
+def clear(output: Path, meta: dict):
+    """Remove an output that is overwritten, and write the meta.json of the new one."""
+    remove(output)
+    write_json(meta_path(output), meta)
+
+
 def acquire_lock(output: Path):
     """Lock an output against other processes; InputError names the one that writes it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--output {output} cannot be written: {error.filename}: {error.strerror}"
+        ) from error
     file = output.parent / f".{output.name}.lock"
     lock = filelock.FileLock(file, timeout=0, is_singleton=True)
     try:
@@ -532,7 +558,7 @@ def describe_option(key: str, value) -> str:
 def tell_difference(option: str, path: Path, meta: dict) -> str:
     """Say that the model or the input is not the one that meta.json has, or that it changed."""
     [arguments] = read_keys(path, "arguments")
-    then = join_paths(arguments.get(option))
+    then = join_paths(arguments.get(option, "unknown"))
     now = join_paths(meta["arguments"][option])
     if then == now:
         return f"made before the files of its {option} changed ({now})"
@@ -540,8 +566,9 @@ def tell_difference(option: str, path: Path, meta: dict) -> str:
 
 
 def join_paths(value) -> str:
-    """Write an option's value as on the command line: generate.py takes several inputs."""
-    return " ".join(value) if isinstance(value, list) else str(value)
+    """Write paths as on the command line: generate.py takes several inputs."""
+    paths = value if isinstance(value, list) else [value]
+    return " ".join(str(Path(path)) for path in paths)  # Path: m and m/ are the same
 
 
 def remove(output: Path):
@@ -570,7 +597,8 @@ class Output:
         self.begun = time.time()
         self.lock = begin(path, meta, args.overwrite)
         self.finished = self.lock is None
-        if self.path.exists() and not self.finished:
+        self.replaces = args.overwrite and path.exists()  # until the first write
+        if path.exists() and not self.finished and not self.replaces:
             self.resume(groups)
         n_done = len(group_by_video(self.rows))
         self.left = groups[n_done:]
@@ -598,17 +626,40 @@ class Output:
 
     def write(self, rows: list[dict]):
         """Append the next rows about one video; InputError if too many videos are unreadable."""
+        n_bad = 0
+        if any("error" in row for row in rows):
+            n_bad = len({row["video"] for row in [*self.rows, *rows] if "error" in row})
+            if n_bad > self.most_bad:
+                self.check_something_is_readable(rows)
+        if self.replaces:
+            clear(self.path, self.meta)
+            self.replaces = False
+
         lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
         with self.path.open("ab") as file:
             file.write(b"".join(lines))
         self.rows += rows
-        if any("error" in row for row in rows):
-            n_bad = len({row["video"] for row in self.rows if "error" in row})
-            if n_bad > self.most_bad:
-                raise InputError(
-                    f"{n_bad} videos are unreadable, more than --max-bad allows; "
-                    f"their errors are in {self.path} under `error`"
-                )
+        if n_bad > self.most_bad:
+            raise InputError(
+                f"{n_bad} videos are unreadable, more than --max-bad allows; "
+                f"their errors are in {self.path} under `error`"
+            )
+
+    def check_something_is_readable(self, rows: list[dict]):
+        """Raise InputError if no video could be read at all: then most likely a path is mistyped.
+
+        Nothing is left behind then that would block the corrected command.
+        """
+        errors = [row["error"] for row in [*self.rows, *rows] if "error" in row]
+        if len(errors) < len(self.rows) + len(rows):
+            return
+        if not self.replaces:
+            self.path.unlink(missing_ok=True)
+            meta_path(self.path).unlink(missing_ok=True)
+        raise InputError(
+            f"no video can be read, more than --max-bad allows: {errors[0]}. Nothing is kept; "
+            "are --input and --videos right?"
+        )
 
     def finish(self, kept: str):
         """Note in meta.json that the output is finished, and account for all of its rows.
@@ -616,6 +667,8 @@ class Output:
         kept: what the rows are called that were not dropped, such as "pairs":
             rows in 12 = 7 pairs + 5 dropped (unchanged 3, no_error_found 2)
         """
+        if self.replaces:
+            clear(self.path, self.meta)
         self.path.touch()
         drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
         n_kept = len(self.rows) - drops.total()

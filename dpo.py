@@ -198,7 +198,7 @@ def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> 
     parts = []
     for _, (pairs, video) in zip(batch, videos):  # batch first: zip must not take one video more
         if video is None:
-            raise common.InputError(f"{pairs[0]['error']}; it could be read before the training")
+            raise common.InputError(f"{pairs[0]['error']}; its pairs cannot be trained on")
         sums, lengths = pair_logps(model, tokenizer, video, pairs)
         ref_sums, _ = reference[pairs[0]["video"]]
         ref_sums = ref_sums.to(sums.device)
@@ -381,7 +381,8 @@ def check_first_margin(passes: Step, batch: list, args):
     Rewards are beta * (log pi - log pi_ref), so that all are 0 but for rounding.
     """
     largest = passes.rewards.abs().max().item()
-    rounding = 0.01 * args.beta * passes.sums.abs().max().item()  # generous, for bfloat16
+    logps = passes.sums / passes.lengths if args.loss in PER_TOKEN else passes.sums
+    rounding = 0.01 * abs(args.beta) * logps.abs().max().item()  # generous, for bfloat16
     if largest > rounding:
         # Else the same command would resume with it, and train on a wrong reference
         (args.output / "reference.json").unlink()
@@ -591,6 +592,8 @@ def main():
 
     # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.
     model, tokenizer, adapter = load_policy(args)
+    if args.overwrite:
+        common.clear(args.output, meta)
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
     masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)

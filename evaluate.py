@@ -216,7 +216,8 @@ def score(rows: list[dict]) -> dict:
     if benchmark is SHAPES:
         errors = Counter(error for row in scored for error in row["true_errors"])
         results["n_wrong"] = sum(not row["correct"] for row in scored)
-        results["errors"] = {error: errors[error] for error in common.ERROR_TYPES}
+        names = [*common.ERROR_TYPES, *errors]  # also a type that has another name there
+        results["errors"] = {name: errors[name] for name in names}
     return results
 
 
@@ -398,7 +399,7 @@ def rescore(args):
     meta = common.read_json(meta_path) if meta_path.exists() else {}
     if meta and not meta["finished"]:
         raise common.InputError(
-            f"{path} is unfinished; the same command without --rescore resumes it"
+            f"{path} is unfinished; the command that began it resumes it, and then scores it"
         )
     rows = common.read_jsonl(path, ("id", "video", "initial"))
     for row in rows:

@@ -177,7 +177,7 @@ def question_prompts(counts: dict[str, int]) -> list[tuple[str, int, str]]:
 
 def count_questions(args) -> dict[str, int]:
     """Give the number of questions of each kind, as --spatial and --temporal say."""
-    return {kind: getattr(args, kind) for kind in ASPECTS}
+    return {kind: getattr(args, kind.replace("-", "_")) for kind in ASPECTS}
 
 
 def new_rows(name: str, args) -> list[dict]:

@@ -11,6 +11,7 @@ A shape's place is given in cells, CELLS along a side of the world: "x3 y12". `r
 generator: the order in which numbers are drawn from it decides what the model is taught.
 """
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -46,7 +47,8 @@ def curriculum(shapes: list[world.Shape], rng, seen: Counter, phase: str) -> lis
 
 def stage_prompts() -> list[str]:
     """List every prompt that the model is taught, as the stages have it."""
-    questions = generate.question_prompts({"spatial": 3, "temporal": 3})
+    counts = {kind: len(aspects) for kind, aspects in generate.ASPECTS.items()}
+    questions = generate.question_prompts(counts)
     return [
         *[prompt for _, _, prompt in questions],
         common.ANSWER_PROMPT,
@@ -229,7 +231,7 @@ def draw_items(items: dict[str, list], n: int, rng, seen: Counter) -> list[dict]
 
 def task_of_asking(item: dict) -> Task:
     """Make a task of generate.py: to write a question about an aspect."""
-    aspects = [*generate.ASPECTS["spatial"], *generate.ASPECTS["temporal"]]
+    aspects = itertools.chain.from_iterable(generate.ASPECTS.values())
     aspect_of = dict(zip(world.TYPES, aspects))  # the world's types are in the same order
     prompt = generate.QUESTION_PROMPT.format(aspect=aspect_of[item["type"]])
     return prompt, item["question"]

@@ -93,6 +93,7 @@ def test_simpo_is_one_branch_of_dpo_loss(tmp_path, model, tokenizer):
 ASK_AND_CRITICISE = """
 import json, sys
 import common, critique, generate
+from shapes import texts
 
 def run(stage, *words):
     sys.argv = [f"{stage.__name__}.py", "--model", "shapes/model", "--devices", "cpu", *words]
@@ -107,7 +108,8 @@ rows = common.read_jsonl("critiques.jsonl")
 errors = critique.parse_error_types("There are two shapes. Errors: miscounting, causal_reasoning")
 common.write_jsonl("edited.jsonl", [row | {"error_types": errors} for row in rows])
 edited = common.read_jsonl("edited.jsonl", ("error_types",))
-seen = {"rows": rows, "prompt": critique.CRITIQUE_PROMPT, "errors": errors, "edited": edited}
+taught = texts.stage_prompts()
+seen = {"taught": taught, "rows": rows, "prompt": critique.CRITIQUE_PROMPT, "errors": errors, "edited": edited}
 common.write_json("seen.json", seen)
 """
 
@@ -126,6 +128,8 @@ def test_kinds_of_questions_and_types_of_errors_have_one_home_each(tmp_path):
     assert [row["id"] for row in seen["rows"]] == ids
     assert [row["kind"] for row in seen["rows"]] == ["spatial", "causal", "causal"] * 2
     assert all(row["question"] for row in seen["rows"])
+    # And a base pretrained with it would be taught to ask such questions
+    assert any("what would not have happened without something else" in prompt for prompt in seen["taught"])
 
     assert " and miscounting (wrong number of objects or events). If the answer is right" in seen["prompt"]
     assert seen["errors"] == ["causal_reasoning", "miscounting"]

@@ -263,7 +263,7 @@ def test_a_step_is_a_mean_over_pairs_not_over_videos(train, tokenizer):
 
 def test_the_first_rewards_may_differ_from_0_by_rounding_alone(tmp_path, capsys):
     # Log-probs of up to 20 nats, beta 0.1: a hundredth of the largest, 0.01 * 0.1 * 20 = 0.02, is called rounding
-    args = argparse.Namespace(beta=0.1, output=tmp_path)
+    args = argparse.Namespace(beta=0.1, loss="sigmoid", output=tmp_path)
     batch = [("a.mp4", [{"id": "a.mp4/0"}, {"id": "a.mp4/1"}])]
     sums = torch.tensor([[-12.0, -5.0], [-20.0, -5.0]])
 
@@ -278,6 +278,13 @@ def test_the_first_rewards_may_differ_from_0_by_rounding_alone(tmp_path, capsys)
         with pytest.raises(common.InputError, match=r"step 1: a reward of 2.1e-02 .*no update.*a.mp4/0, a.mp4/1$"):
             check(reward)
     assert capsys.readouterr().out == ""
+
+    # ipo's rewards are per token: of 10 tokens each, the largest mean is 2 nats, and 0.01 * 0.1 * 2 = 0.002 is rounding
+    args.loss = "ipo"
+    rewards = torch.tensor([[0.0, 0.0], [0.0, 0.003]])
+    (tmp_path / "reference.json").write_text("{}")
+    with pytest.raises(common.InputError, match=r"a reward of 3.0e-03"):
+        dpo.check_first_margin(dpo.Step(0.7, rewards, sums, lengths=torch.full((2, 2), 10.0)), batch, args)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def write_rows(path, *rows):
         (b'{"id": "b", "video": "v"}', "no key 'question', which generate.py writes"),
         (b'{"id": "b", "video": "v", "question": 7}', "'question' has the type int"),
         (b'{"id": "b", "video": "v", "question": "q?", "error_types": ["typo"]}', "unknown error type 'typo'"),
+        (b'{"id": "b", "video": "v", "question": "q?", "error_types": [["typo"]]}', "unknown error type "),
         (b'{"id": "a", "video": "v", "question": "q?"}', "duplicate id 'a'"),
     ],
 )
@@ -197,24 +198,73 @@ def test_a_damaged_output_is_refused_and_left_as_it_is(tmp_path, line, complaint
     assert path.read_bytes() == damaged
 
 
-def test_too_many_unreadable_videos_stop_a_run(tmp_path):
-    groups = []
-    for video in "abcd":
-        row = {"id": video, "video": video, "dropped": "unreadable_video", "error": "no such video"}
-        groups.append((video, [row]))
+def unreadable(video):
+    """The group of a video with one row, which cannot be read."""
+    return video, [{"id": video, "video": video, "dropped": "unreadable_video", "error": f"{video}: no such video"}]
 
+
+def test_too_many_unreadable_videos_stop_a_run(tmp_path):
+    groups = [("a", [{"id": "a", "video": "a"}]), *(unreadable(video) for video in "bcdef")]
     out = common.Output(tmp_path / "out", ARGS, META, groups)
-    out.write(groups[0][1])
-    out.write(groups[1][1])  # two of four are not more than half
-    with pytest.raises(common.InputError, match="3 videos are unreadable, more than --max-bad allows"):
-        out.write(groups[2][1])
+    for _, rows in groups[:4]:
+        out.write(rows)  # three of six are not more than half
+    with pytest.raises(common.InputError, match="4 videos are unreadable, more than --max-bad allows"):
+        out.write(groups[4][1])
 
     # With a higher share the same output is resumed
     tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
     out = common.Output(tmp_path / "out", tolerant, META, groups)
     for _, rows in out.left:
         out.write(rows)
-    assert len(common.read_jsonl(tmp_path / "out")) == 4
+    assert len(common.read_jsonl(tmp_path / "out")) == 6
+
+
+def test_where_no_video_can_be_read_nothing_is_kept_that_blocks_the_corrected_command(tmp_path):
+    groups = [unreadable(video) for video in "abcd"]
+    out = common.Output(tmp_path / "out", ARGS, META, groups)
+    out.write(groups[0][1])
+    out.write(groups[1][1])
+    with pytest.raises(common.InputError, match="no video can be read, .*: a: no such video. Nothing is kept"):
+        out.write(groups[2][1])
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
+    write_output(tmp_path / "out").finish("rows")
+
+
+def test_what_is_overwritten_stays_until_something_takes_its_place(tmp_path):
+    write_output(tmp_path / "out").finish("rows")
+    files = (tmp_path / "out", common.meta_path(tmp_path / "out"))
+    before = [path.read_bytes() for path in files]
+    overwriting = argparse.Namespace(overwrite=True, max_bad=0.5)
+    other = META | {"content": {"seed": 1}}
+
+    common.Output(tmp_path / "out", overwriting, other, GROUPS)  # and then the model cannot be loaded
+    assert [path.read_bytes() for path in files] == before
+    out = common.Output(tmp_path / "out", overwriting, other, [unreadable("a")])
+    with pytest.raises(common.InputError, match="no video can be read"):
+        out.write(out.left[0][1])
+    assert [path.read_bytes() for path in files] == before
+
+    out = common.Output(tmp_path / "out", overwriting, other, GROUPS)
+    out.write(GROUPS[0][1])
+    assert common.read_jsonl(tmp_path / "out") == GROUPS[0][1]
+    assert common.read_keys(files[1], "content", "finished") == [{"seed": 1}, None]
+
+
+def test_an_output_that_cannot_be_written_is_no_command_to_resume(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(common.InputError, match="--output .*file/out cannot be written: .*file: File exists"):
+        common.Output(tmp_path / "file" / "out", ARGS, META, GROUPS)
+
+
+def test_rows_and_the_videos_of_an_input_are_looked_for_before_work_begins(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("")
+    args = argparse.Namespace(input=path, videos=str(tmp_path / "rond1"))
+    with pytest.raises(common.InputError, match="rows.jsonl has no rows"):
+        common.read_input(args, ("id", "video"))
+    common.write_jsonl(path, [{"id": "a", "video": "a.mp4"}])
+    with pytest.raises(common.InputError, match="rond1: no such directory; --videos DIR"):
+        common.read_input(args, ("id", "video"))
 
 
 # ------------------------------------------------------------------------------

@@ -58,13 +58,16 @@ def read_adapter(path) -> Adapter:
     file = Path(path) / "adapter_config.json"
     if not file.exists():
         return Adapter(path, 0, 0)
+    base, rank, alpha = common.read_keys(file, "base_model_name_or_path", "r", "lora_alpha")
+    if not isinstance(base, str) or not base:
+        raise common.InputError(f"{file}: base_model_name_or_path names no model")
     for key, value in common.read_json(file).items():
         is_plain = key in LORA_KEYS or str(value) in LORA_VALUES.get(key, ())
         if value and not is_plain:
             raise common.InputError(
                 f"{file}: {key} is more than plain LoRA, and only plain LoRA can be read"
             )
-    return Adapter(*common.read_keys(file, "base_model_name_or_path", "r", "lora_alpha"))
+    return Adapter(base, rank, alpha)
 
 
 def add_lora(layers, rank: int, alpha: int):
