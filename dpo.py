@@ -620,7 +620,8 @@ def main():
         check_finite(step, batch, passes.loss, grad_norm)
         if step == 1 and reference_is_new and args.loss not in REFERENCE_FREE:
             check_first_margin(passes, batch, args)
-        lr = optimizer.param_groups[0]["lr"] = learning_rate(args, step - 1, len(batches))
+        lr = learning_rate(args, step - 1, len(batches))
+        optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         with torch.no_grad():
             for master, weight in zip(masters, weights):

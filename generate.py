@@ -48,7 +48,7 @@ QUESTION_PROMPT = (
     "look, ask only about what is really shown, and make sure that watching the video is needed to "
     "answer it. Reply with the question alone."
 )
-QUESTION_TOKENS = 64  # a longer one is no question but a runaway
+QUESTION_TOKENS = 64  # a longer one is not a question, it has run away
 QUESTION_TOP_P = 0.9  # questions are sampled at temperature 1 within this nucleus
 
 

@@ -68,7 +68,7 @@ def load(directory: Path) -> Iterator[dict]:
             )
             bounds = read_bounds(row, where)
             video = find_video(directory, f"{name}", folders, bounds)
-            start, end = None, None
+            start = end = None
             if folders.is_cut and f"{folders.raw}/" in video:
                 start, end = benchmarks.need(row, where, "start", "end")
             yield benchmarks.make_item(

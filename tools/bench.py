@@ -328,8 +328,11 @@ def load_trl(directory, args, completions_only: bool):
     import trl
     import trl.trainer.utils
 
+    def use_triton(device):
+        return completions_only
+
     # This alone decides in TRL whether the head runs on completions only
-    trl.trainer.utils._use_triton = lambda device: completions_only
+    trl.trainer.utils._use_triton = use_triton
     config = trl.DPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=1,

@@ -69,7 +69,9 @@ def corrupt(data: bytes, rng) -> bytes:
     """Flip bits; delete, repeat, zero or overwrite a stretch; cut off the end; or change a line."""
     kind = rng.integers(7)
     first, last = sorted(rng.integers(0, len(data), 2))
-    before, stretch, after = data[:first], data[first:last], data[last:]
+    before = data[:first]
+    stretch = data[first:last]
+    after = data[last:]
     if kind == 0:
         return flip_bits(data, rng)
     if kind == 1:
@@ -94,7 +96,7 @@ def flip_bits(data: bytes, rng) -> bytes:
 
 
 def change_line(data: bytes, rng) -> bytes:
-    """Replace a line by nothing, by something that is no row, or by another line."""
+    """Replace a line by nothing, by something that is not a row, or by another line."""
     lines = data.splitlines(keepends=True)
     other = rng.choice(lines)
     replacement = rng.choice([b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'{"id": 1}\n', other])

@@ -65,7 +65,8 @@ def report_loop(run: Path):
         if finished := read_finished(directory / "pairs.jsonl"):
             print(f"{directory.name}/pairs.jsonl: {finished['account']}")
 
-    first, last = columns[0], columns[-1]
+    first = columns[0]
+    last = columns[-1]
     if len(columns) > 1 and "accuracy of revisions" in first:
         fewer = 1 - ratio(last["wrong answers"], first["wrong answers"])
         print(

@@ -81,7 +81,8 @@ def attend_to_shared_video(query, key, value, attention_mask, scaling):
     query (B, heads, N, D), key and value (B, kv heads, n_own, D) -> (B, N, heads, D)
     """
     video_keys, video_values = (part[0] for part in key.video)  # (kv heads, P, D)
-    n_kv_heads, n_video, n_own = key.shape[1], video_keys.shape[1], key.shape[2]
+    n_video = video_keys.shape[1]
+    _, n_kv_heads, n_own, _ = key.shape
 
     # Kv heads come first; G query heads share each of them (grouped-query attention)
     query = query.unflatten(1, (n_kv_heads, -1)).transpose(0, 1)  # (kv heads, B, G, N, D)

@@ -68,7 +68,8 @@ def load_model(path, devices=None, dtype=None):
         dtype = torch.float32 if devices[0].startswith("cpu") else torch.bfloat16
 
     base, rank, alpha = read_adapter(path)
-    directory = find_checkpoint(base, adapter=path if rank else None)
+    adapter = path if rank else None
+    directory = find_checkpoint(base, adapter)
     files = sorted(directory.glob("*.safetensors"))
     files += sorted(Path(path).glob("adapter_model.safetensors"))
 
@@ -108,7 +109,8 @@ def check_model(path):
     Weights are not read.
     """
     base, rank, _ = read_adapter(path)
-    find_checkpoint(base, adapter=path if rank else None)
+    adapter = path if rank else None
+    find_checkpoint(base, adapter)
 
 
 def find_checkpoint(base, adapter=None) -> Path:

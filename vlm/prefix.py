@@ -152,6 +152,9 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
     mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)  # (B, P + longest prompt)
     [end] = encode_branch(tokenizer, "").answer  # an empty answer is the end of turn alone
 
+    processors = transformers.LogitsProcessorList()
+    if noise:
+        processors.append(noise)
     out = model.generate(
         input_ids=ids.where(is_prompt, end),
         attention_mask=mask.long(),
@@ -160,7 +163,7 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
         do_sample=False,
         eos_token_id=end,
         pad_token_id=end,
-        logits_processor=transformers.LogitsProcessorList([noise] if noise else []),
+        logits_processor=processors,
     )  # (B, longest prompt + longest answer)
 
     answers = []
