@@ -646,7 +646,7 @@ class Output:
             )
 
     def check_something_is_readable(self, rows: list[dict]):
-        """Raise InputError if no video could be read at all: then most likely a path is mistyped.
+        """Raise InputError if no video could be read so far: most likely a path is mistyped.
 
         Nothing is left behind then that would block the corrected command.
         """
@@ -656,8 +656,10 @@ class Output:
         if not self.replaces:
             self.path.unlink(missing_ok=True)
             meta_path(self.path).unlink(missing_ok=True)
+        n_videos = len({row["video"] for row in [*self.rows, *rows]})
         raise InputError(
-            f"no video can be read, more than --max-bad allows: {errors[0]}. Nothing is kept; "
+            f"none of the first {n_videos} videos can be read, which is more than --max-bad "
+            f"allows: {errors[0]}. Nothing is kept; "
             "are --input and --videos right?"
         )
 

@@ -128,3 +128,12 @@ def test_a_benchmark_without_its_file_or_key_is_refused_by_name(tmp_path):
     (tmp_path / "questions.json").write_text('[{"video": "a.mp4"}]')
     with pytest.raises(common.InputError, match="item 0: no key 'type'"):
         evaluate.load_items("shapes", tmp_path)
+
+
+def test_an_error_type_that_has_another_name_elsewhere_is_still_counted(monkeypatch):
+    # Who renames a type in common.ERROR_TYPES alone leaves the tiny world with the old name
+    monkeypatch.delitem(common.ERROR_TYPES, "factual_inaccuracy")
+    monkeypatch.setitem(common.ERROR_TYPES, "wrong_fact", "something that the video contradicts")
+    errors = evaluate.score([row("a", True), row("b", False)])["errors"]
+    assert errors["factual_inaccuracy"] == 1
+    assert errors["wrong_fact"] == 0

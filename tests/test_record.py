@@ -224,7 +224,7 @@ def test_where_no_video_can_be_read_nothing_is_kept_that_blocks_the_corrected_co
     out = common.Output(tmp_path / "out", ARGS, META, groups)
     out.write(groups[0][1])
     out.write(groups[1][1])
-    with pytest.raises(common.InputError, match="no video can be read, .*: a: no such video. Nothing is kept"):
+    with pytest.raises(common.InputError, match="none of the first 3 videos .*: a: no such video. Nothing is kept"):
         out.write(groups[2][1])
     assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
     write_output(tmp_path / "out").finish("rows")
@@ -240,7 +240,7 @@ def test_what_is_overwritten_stays_until_something_takes_its_place(tmp_path):
     common.Output(tmp_path / "out", overwriting, other, GROUPS)  # and then the model cannot be loaded
     assert [path.read_bytes() for path in files] == before
     out = common.Output(tmp_path / "out", overwriting, other, [unreadable("a")])
-    with pytest.raises(common.InputError, match="no video can be read"):
+    with pytest.raises(common.InputError, match="none of the first 1 videos can be read"):
         out.write(out.left[0][1])
     assert [path.read_bytes() for path in files] == before
 
