@@ -1,4 +1,4 @@
-"""What two stages or more use: the record, JSONL files, outputs that resume, options, frames.
+"""What two stages or more use: the record, JSONL files, outputs that resume, options.
 
 It imports none of the project's other modules: everything else may use it.
 """
@@ -6,6 +6,7 @@ It imports none of the project's other modules: everything else may use it.
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -26,8 +27,6 @@ import transformers
 
 ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 DEFAULT_FRAMES = 32  # of a video, if the model's config.json has no `num_frames`
-FOLDER_FPS = 3.0  # frames per second of a folder of frames, as in MVBench
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class InputError(Exception):
@@ -41,15 +40,20 @@ def run(main):
     """
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors of a video are in its rows
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    if hasattr(cv2, "setLogLevel"):  # another OpenCV is refused at the first video, by its name
+        cv2.setLogLevel(2)  # errors alone
     try:
         main()
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except torch.OutOfMemoryError as error:  # its message says what was asked and what was free
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines() or ["there is none left"]
         sys.exit(
-            f"{error}\nWhat helps: more --devices; in dpo.py --activation-checkpointing; "
-            "fewer --frames (with --overwrite: that changes the output)"
+            f"\nstopped, too little memory: {reason[0]}\nWhat helps: more --devices; in dpo.py "
+            "--activation-checkpointing; fewer --frames (with --overwrite: that changes the "
+            "output); fewer or shorter rows about one video"
         )
     except KeyboardInterrupt:
         print(f"\nstopped; the same command resumes: {command()}", file=sys.stderr)
@@ -60,6 +64,13 @@ def run(main):
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error is a lack of memory, on a GPU or of the machine."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error)  # PyTorch's, for which it has no class
 
 
 def command() -> str:
@@ -91,6 +102,7 @@ class Field(NamedTuple):
     meaning: str
 
 
+SECONDS = (int, float, type(None))
 # The only home of the schema. A row is a JSON object; a stage adds keys and edits none.
 RECORD = {
     "id": Field("generate", str, "<video>/<kind>/<n>, unique"),
@@ -108,6 +120,10 @@ RECORD = {
     "chosen": Field("refine", str, "the revised answer, if it makes a pair"),
     "rejected": Field("refine", str, "the initial answer, if it makes a pair"),
     "dropped": Field("any", str, "why the row makes no pair; later stages skip it"),
+    "error": Field("any", str, "why the video cannot be read, if it was dropped for that"),
+    "warning": Field("any", str, "how much of the video can be decoded, if that is not all"),
+    "start": Field("any", SECONDS, "the video is shown from these seconds on; rows of your own"),
+    "end": Field("any", SECONDS, "and to these; without them, or null, all of it"),
 }
 
 
@@ -156,9 +172,17 @@ def find_fault(row, require: tuple) -> str | None:
     for key in needed:
         if key not in row:
             return f"no key {key!r}, which {RECORD[key].stage}.py writes"
+    return find_wrong_value(row)
+
+
+def find_wrong_value(row: dict) -> str | None:
+    """Say which value of a row is not what RECORD says; None if all are."""
     for key, field in RECORD.items():
         if key in row and not isinstance(row[key], field.kind):
             return f"{key!r} has the type {type(row[key]).__name__}"
+    for key in ("start", "end"):
+        if row.get(key) is not None and not math.isfinite(row[key]):
+            return f"{key!r} is {row[key]}, not seconds"
     for error in row.get("error_types") or ():
         if not isinstance(error, str) or error not in ERROR_TYPES:
             return f"unknown error type {error!r}"
@@ -682,101 +706,6 @@ class Output:
         finished = {"account": account, "seconds": seconds}
         write_json(meta_path(self.path), self.meta | {"finished": finished})
         print(f"{self.path}: {account}")
-
-
-# ------------------------------------------------------------------------------
-# The frames of a video
-
-
-def sample_frames(path, n: int, start=None, end=None, fps=None) -> np.ndarray:
-    """Take n frames of a video file, or of a folder of images in the order of their numbers.
-
-    Args:
-        start, end: seconds between which they are taken; None: the whole video
-        fps: frames per second; default: what the file says, or FOLDER_FPS
-
-    Returns:
-        uint8 (n, height, width, 3), RGB
-
-    Raises:
-        OSError: if it cannot be read
-    """
-    path = Path(path)
-    images = list_images(path) if path.is_dir() else []
-    if images:
-        numbers = frame_indices(len(images), fps or FOLDER_FPS, n, start, end, first=1)
-        frames = {number: cv2.imread(str(images[number - 1])) for number in set(numbers)}
-    else:
-
-        def choose(total, own_fps):
-            return frame_indices(total, fps or own_fps, n, start, end)
-
-        numbers, frames = read_video(path, choose)
-
-    for number in numbers:
-        if frames[number] is None:
-            raise OSError(f"{path}: frame {number} cannot be decoded")
-    if len({frame.shape for frame in frames.values()}) > 1:
-        raise OSError(f"{path}: the frames differ in size")
-    rgb = {number: cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for number, frame in frames.items()}
-    return np.stack([rgb[number] for number in numbers])
-
-
-def list_images(folder: Path) -> list[Path]:
-    """List the images of a folder, in the order of the numbers in their names."""
-
-    def natural(file):
-        parts = re.split(r"(\d+)", file.name)  # text, digits, text, digits, ...
-        return [int(part) if part.isdecimal() else part for part in parts]
-
-    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(images, key=natural)
-
-
-def frame_indices(total: int, fps: float, n: int, start=None, end=None, first=0) -> list[int]:
-    """Choose n of `total` frames, which are numbered from `first` on.
-
-    They are the middles of n equal parts of [start, end] (seconds; None: all), rounded and clamped
-    as InternVL and lmms-eval do it.
-
-    >>> frame_indices(16, 8, 4)
-    [1, 5, 9, 12]
-    """
-    last = first + total - 1
-    begin = first if start is None else max(first, round(start * fps))
-    stop = last if end is None else min(round(end * fps), last)
-    part = (stop - begin) / n  # in frames
-    middles = [int(begin + part / 2 + round(part * i)) for i in range(n)]
-    return [min(max(middle, first), last) for middle in middles]
-
-
-def read_video(path: Path, choose):
-    """Decode a video, and keep the frames that choose(number of frames, fps) names.
-
-    Frames are decoded in order, since seeking is inexact. If there are not as many as the file
-    announces, it is decoded once more with the number that there were.
-
-    Returns:
-        numbers: those that were chosen; frames: {number: image, BGR}
-    """
-    announced = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT)
-    totals = [max(int(announced), 1)]
-    for _ in range(2):
-        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-        numbers = choose(totals[-1], capture.get(cv2.CAP_PROP_FPS))
-        frames = {}
-        n_decoded = 0
-        while capture.grab():
-            if n_decoded in numbers:
-                _, frames[n_decoded] = capture.retrieve()
-            n_decoded += 1
-        if n_decoded == totals[-1]:
-            return numbers, frames
-        totals.append(max(n_decoded, 1))
-
-    if not path.exists():
-        raise OSError(f"{path}: no such video")
-    if n_decoded == 0:
-        raise OSError(f"{path}: no frame can be decoded")
-    _, once, again = totals
-    raise OSError(f"{path}: decodes to {once} frames, then to {again}")
+        n_partial = len({row["video"] for row in self.rows if "warning" in row})
+        if n_partial:
+            print(f"{n_partial} videos cannot be decoded to their end: `warning` in their rows")

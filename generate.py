@@ -24,9 +24,8 @@ import torch
 from transformers import LogitsProcessor, TopPLogitsWarper
 
 import common
+import media
 import vlm
-
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
 
 # The kinds of questions, and the aspects that each may be about: both are defined only here. Each
 # question has a prompt of its own, so that all questions about a video are decoded as one batch;
@@ -69,7 +68,7 @@ def sample_videos(inputs: list, limit: int | None, seed: int) -> tuple[Path, lis
     for number, path in enumerate(map(Path, inputs)):
         files = find_input(path)
         shuffle = random.Random(f"{seed}/{number}")
-        drawn.append([file.resolve() for file in shuffle.sample(files, len(files))])
+        drawn.append(shuffle.sample(files, len(files)))
 
     # The inputs take turns: the first file of each, the second of each, ...
     in_turn = []
@@ -81,12 +80,27 @@ def sample_videos(inputs: list, limit: int | None, seed: int) -> tuple[Path, lis
 
 
 def find_input(path: Path) -> list[Path]:
-    """List the videos of one input; InputError if there is none, or one cannot be named."""
-    if not path.exists():
-        raise common.InputError(f"--input {path}: no such file or directory")
-    files = [path] if path.is_file() else find_videos(path)
+    """List the videos of one input, and print what was passed over.
+
+    The paths are absolute. They are those below the input, also where they are links.
+
+    Raises:
+        InputError: if there is none, or one cannot be named
+    """
+    try:
+        path.stat()
+        own_name = path.name not in ("", "..")
+        path = path.parent.resolve() / path.name if own_name else path.resolve()
+        files = [path]
+        if path.is_dir():
+            files, passed_over = media.find_videos(path)
+            if passed_over:
+                counts = ", ".join(f"{what} {n}" for what, n in passed_over.most_common())
+                print(f"{path}: videos {len(files)}; passed over: {counts}")
+    except OSError as error:
+        raise common.InputError(f"--input {path}: {error.strerror.lower()}") from error
     if not files:
-        suffixes = " ".join(sorted(VIDEO_SUFFIXES))
+        suffixes = " ".join(media.VIDEO_SUFFIXES)
         raise common.InputError(
             f"--input {path}: no video below it (looked for {suffixes} and folders of frames)"
         )
@@ -98,32 +112,6 @@ def find_input(path: Path) -> list[Path]:
                 "rename the file"
             )
     return files
-
-
-def find_videos(directory: Path) -> list[Path]:
-    """Find video files and folders of frames below a directory. Links are followed, once.
-
-    A folder of frames has images, but no video, directly in it.
-    """
-
-    def stop(error):
-        raise error
-
-    found = []
-    seen = set()
-    for folder, below, names in os.walk(directory, onerror=stop, followlinks=True):
-        target = os.path.realpath(folder)
-        if target in seen:
-            below.clear()  # reached by another link already
-            continue
-        seen.add(target)
-        files = [Path(folder, name) for name in names]
-        videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-        if videos:
-            found += videos
-        elif any(file.suffix.lower() in common.IMAGE_SUFFIXES for file in files):
-            found.append(Path(folder))
-    return sorted(found)
 
 
 # ------------------------------------------------------------------------------

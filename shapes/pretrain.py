@@ -38,6 +38,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
+import media
 import vlm
 from shapes import gap, texts, world
 from shapes.texts import CELLS, N_FRAMES
@@ -76,7 +77,7 @@ def read_scene(job: tuple[int, int]):
         path = Path(directory) / "scene.mp4"
         shapes = world.make_scene(seed, "pretrain", index)
         world.render(shapes, path, seed=[seed, 0, index])
-        frames = common.sample_frames(path, N_FRAMES)
+        frames = media.sample_frames(path, N_FRAMES).frames
     return vlm.pixel_values(frames, IMAGE).half()
 
 

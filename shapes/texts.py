@@ -19,6 +19,7 @@ import numpy as np
 import common
 import critique
 import generate
+import media
 import refine
 from shapes import gap, world
 
@@ -60,7 +61,7 @@ def stage_prompts() -> list[str]:
 
 def shown_frames() -> list[int]:
     """List the numbers of the frames that the model sees of a video."""
-    return common.frame_indices(world.FRAMES, world.FPS, N_FRAMES)
+    return media.frame_indices(world.FRAMES, world.FPS, N_FRAMES)
 
 
 # ------------------------------------------------------------------------------

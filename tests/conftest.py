@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import common
+import media
 import vlm
 from shapes import world
 
@@ -38,4 +38,4 @@ def video_file(tmp_path_factory):
 @pytest.fixture
 def frames(video_file):
     """8 frames of it, uint8 (8, 128, 128, 3), RGB."""
-    return common.sample_frames(video_file, 8)
+    return media.sample_frames(video_file, 8).frames

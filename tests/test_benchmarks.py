@@ -15,6 +15,7 @@ import benchmarks
 import common
 import critique
 import evaluate
+import media
 import small_benchmarks
 import vlm
 from conftest import MODEL
@@ -665,17 +666,18 @@ def test_a_model_that_knows_everything_scores_one(run, small, monkeypatch, layou
 
 def test_each_segment_is_read_and_decoded_once_for_all_its_questions(run, monkeypatch, small):
     read, asked = [], []  # (video, start, end) of each segment; how many questions were decoded about it
-    sample_frames, decode = common.sample_frames, vlm.decode
+    sample_frames, decode = media.sample_frames, vlm.decode
 
-    def noted_sample_frames(path, n, *bounds):
+    def noted_sample_frames(path, n, *bounds, by_rate, shrink):
+        assert by_rate  # as lmms-eval does
         read.append((path.relative_to(small["mvbench"]).as_posix(), *bounds))
-        return sample_frames(path, n, *bounds)
+        return sample_frames(path, n, *bounds, by_rate=by_rate, shrink=shrink)
 
     def noted_decode(model, tokenizer, video, prompts, max_new_tokens):
         asked.append(len(prompts))
         return decode(model, tokenizer, video, prompts, max_new_tokens)
 
-    monkeypatch.setattr(common, "sample_frames", noted_sample_frames)
+    monkeypatch.setattr(media, "sample_frames", noted_sample_frames)
     monkeypatch.setattr(vlm, "decode", noted_decode)
     run("mvbench", "eval")
     assert len(read) == len(set(read)) == len(asked)
@@ -700,7 +702,7 @@ def test_a_folder_of_frames_is_cut_at_three_frames_per_second(small):
     # length 1, and the frames are int(2 + 0.5 + 0) and int(2 + 0.5 + 1)
     item = load(small, "mvbench")["episodic_reasoning/1"]
     folder = small["mvbench"] / item["video"]
-    shown = common.sample_frames(folder, 2, item["start"], item["end"])
+    shown = media.sample_frames(folder, 2, item["start"], item["end"]).frames
     for frame, number in zip(shown, (2, 3), strict=True):
         image = cv2.imread(str(folder / f"{number:05}.jpg"))
         assert (frame == image[:, :, ::-1]).all()
@@ -889,13 +891,14 @@ def test_the_list_says_what_must_be_on_disk(monkeypatch, capsys):
 
 def test_the_critic_reads_predictions_and_sees_the_segment_that_was_asked_about(run, tmp_path, monkeypatch):
     directory = run("mvbench", "eval", "--limit", "1")  # STAR's video: two tasks, three segments
-    read, sample_frames = [], common.sample_frames
+    read, sample_frames = [], media.sample_frames
 
-    def noted_sample_frames(path, n, *bounds):
+    def noted_sample_frames(path, n, *bounds, by_rate, shrink):
+        assert by_rate
         read.append(bounds)
-        return sample_frames(path, n, *bounds)
+        return sample_frames(path, n, *bounds, by_rate=by_rate, shrink=shrink)
 
-    monkeypatch.setattr(common, "sample_frames", noted_sample_frames)
+    monkeypatch.setattr(media, "sample_frames", noted_sample_frames)
     files = ["--input", directory / "predictions.jsonl", "--output", tmp_path / "critiques.jsonl"]
     call(monkeypatch, critique, *files, "--model", MODEL, "--devices", "cpu")
     rows = common.read_jsonl(tmp_path / "critiques.jsonl")
@@ -912,7 +915,7 @@ def test_a_benchmark_of_ones_own_is_one_file_score_and_interval_included(tmp_pat
     # The repository, with benchmarks/mine.py: answers in free text, scored by token F1
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path)
-    for folder in ("vlm", "benchmarks", "shapes"):
+    for folder in ("media", "vlm", "benchmarks", "shapes"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     patch = ROOT / "tests" / "patches" / "benchmark.patch"
     subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import common
+import media
 import test_dpo
 import test_prefix
 import vlm
@@ -22,7 +23,7 @@ PATCHES = Path(__file__).parent / "patches"
 def copy_repository(tmp_path):
     """Copy the stages, what they import, and the tiny model -> the copy's directory."""
     directory = tmp_path / "repository"
-    for room in (".", "vlm", "benchmarks", "shapes"):
+    for room in (".", "media", "vlm", "benchmarks", "shapes"):
         (directory / room).mkdir(exist_ok=True)
         for file in (ROOT / room).glob("*.py"):
             shutil.copy(file, directory / room)
@@ -52,7 +53,7 @@ def mean_logps(model, tokenizer, directory):
     """Compute log pi(y) / |y| of the answers in test_dpo's pairs, each as one ordinary sequence -> (2, 4)."""
     means = []
     for name, question, *answers in test_dpo.PAIRS:
-        video = vlm.Video(model, tokenizer, common.sample_frames(directory / name, model.config.num_frames))
+        video = vlm.Video(model, tokenizer, media.sample_frames(directory / name, model.config.num_frames).frames)
         prompt = common.ANSWER_PROMPT.format(question=question)
         for answer in answers:
             branch = vlm.encode_branch(tokenizer, prompt, answer)

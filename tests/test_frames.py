@@ -7,6 +7,7 @@ import torch
 
 import common
 import generate
+import media
 import vlm
 
 
@@ -41,23 +42,23 @@ def decode_all(path):
     ],
 )
 def test_frame_indices_by_hand(arguments, expected):
-    assert common.frame_indices(*arguments) == expected
+    assert media.frame_indices(*arguments) == expected
 
 
 def test_sampled_frames_are_those_of_the_decoder(video_file):
     decoded = decode_all(video_file)
     assert len(decoded) == 16
     expected = np.stack(decoded)[[0, 2, 4, 6, 8, 9, 11, 13]]
-    np.testing.assert_array_equal(common.sample_frames(video_file, 8), expected)
+    np.testing.assert_array_equal(media.sample_frames(video_file, 8).frames, expected)
 
 
 def test_what_cannot_be_read_is_an_oserror(tmp_path):
-    with pytest.raises(OSError, match="no such video"):
-        common.sample_frames(tmp_path / "missing.mp4", 8)
+    with pytest.raises(OSError, match="missing.mp4: No such file"):
+        media.sample_frames(tmp_path / "missing.mp4", 8)
 
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(OSError, match="no frame can be decoded"):
-        common.sample_frames(tmp_path / "text.mp4", 8)
+        media.sample_frames(tmp_path / "text.mp4", 8)
 
 
 # ------------------------------------------------------------------------------

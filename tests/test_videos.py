@@ -15,6 +15,7 @@ import critique
 import dpo
 import evaluate
 import generate
+import media
 import refine
 import vlm
 from conftest import MODEL
@@ -68,7 +69,7 @@ def write_numbered(path, n, codec="mp4v"):
 )
 def test_containers_and_names(tmp_path, name, codec):
     path = write_numbered(tmp_path / name, 16, codec)
-    frames = common.sample_frames(path, 8)
+    frames = media.sample_frames(path, 8).frames
     assert frames.shape == (8, 32, 48, 3)
     assert frames.dtype == np.uint8
     assert read_numbers(frames) == SPREAD
@@ -80,7 +81,7 @@ def test_a_gif_whose_size_is_odd(tmp_path):
     animation.durations = np.full(4, 100)
     assert cv2.imwriteanimation(str(tmp_path / "a.gif"), animation)
 
-    frames = common.sample_frames(tmp_path / "a.gif", 2)
+    frames = media.sample_frames(tmp_path / "a.gif", 2).frames
     assert frames.shape == (2, 23, 37, 3)
     assert vlm.pixel_values(frames, 64).shape == (2, 3, 64, 64)
     assert read_numbers(frames) == [0, 2]  # part = 1.5; int(0.75 + round(1.5 i))
@@ -89,12 +90,12 @@ def test_a_gif_whose_size_is_odd(tmp_path):
 def test_a_wrong_extension_does_not_matter(tmp_path):
     path = write_numbered(tmp_path / "a.mp4", 4)
     path.rename(tmp_path / "a.avi")
-    assert read_numbers(common.sample_frames(tmp_path / "a.avi", 4)) == [0, 1, 2, 2]
+    assert read_numbers(media.sample_frames(tmp_path / "a.avi", 4).frames) == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_short_videos_repeat_frames(tmp_path, n):
-    frames = common.sample_frames(write_numbered(tmp_path / "a.mp4", n), 8)
+    frames = media.sample_frames(write_numbered(tmp_path / "a.mp4", n), 8).frames
     assert len(frames) == 8
     assert set(read_numbers(frames)) == set(range(n))
 
@@ -104,10 +105,20 @@ def test_a_wrong_frame_count_is_noticed(tmp_path):
     data = bytearray(write_numbered(tmp_path / "a.avi", 16, "MJPG").read_bytes())
     place = data.index(b"strh") + 8 + 32
     assert struct.unpack_from("<I", data, place) == (16,)
-    for claimed in (5, 400):
-        struct.pack_into("<I", data, place, claimed)
-        (tmp_path / "b.avi").write_bytes(data)
-        assert read_numbers(common.sample_frames(tmp_path / "b.avi", 8)) == SPREAD
+    struct.pack_into("<I", data, place, 5)
+    (tmp_path / "b.avi").write_bytes(data)
+    assert read_numbers(media.sample_frames(tmp_path / "b.avi", 8).frames) == SPREAD
+
+    # If it claims more than there are, the file may have been cut off: the rows say so, or it is refused
+    struct.pack_into("<I", data, place, 20)
+    (tmp_path / "b.avi").write_bytes(data)
+    frames, warning = media.sample_frames(tmp_path / "b.avi", 8)
+    assert read_numbers(frames) == SPREAD
+    assert warning == "2.0 of 2.5 seconds can be decoded (80%)"
+    struct.pack_into("<I", data, place, 400)
+    (tmp_path / "b.avi").write_bytes(data)
+    with pytest.raises(OSError, match="b.avi: only 2.0 of 50.0 seconds can be decoded"):
+        media.sample_frames(tmp_path / "b.avi", 8)
 
 
 def test_a_rotation_flag_is_obeyed(tmp_path):
@@ -125,7 +136,7 @@ def test_a_rotation_flag_is_obeyed(tmp_path):
     struct.pack_into(">9i", data, place, *quarter_turn_clockwise)
     path.write_bytes(data)
 
-    [frame] = common.sample_frames(path, 1)
+    [frame] = media.sample_frames(path, 1).frames
     assert frame.shape == (48, 32, 3)
     assert frame[:20].mean() > 240  # what was on the left is now on top
     assert frame[-20:].mean() < 15
@@ -139,17 +150,17 @@ def test_a_folder_of_frames_is_a_video(tmp_path):
         cv2.imwrite(str(folder / f"{number}.png"), grey_frame(number))
 
     # All of it: begin = 1, stop = 12, part = 11 / 4; int(1 + 1.375 + round(2.75 i))
-    assert read_numbers(common.sample_frames(folder, 4)) == [2, 5, 8, 10]
+    assert read_numbers(media.sample_frames(folder, 4).frames) == [2, 5, 8, 10]
     # Seconds 1 to 3 at 3 frames a second: begin = 3, stop = 9, part = 3; int(3 + 1.5 + 3 i)
-    assert read_numbers(common.sample_frames(folder, 2, start=1.0, end=3.0)) == [4, 7]
+    assert read_numbers(media.sample_frames(folder, 2, start=1.0, end=3.0).frames) == [4, 7]
     assert generate.sample_videos([tmp_path], None, 0) == (tmp_path, ["frames"])
 
     (folder / "8.png").write_text("not an image")
-    with pytest.raises(OSError, match="frames: frame 8 cannot be decoded"):
-        common.sample_frames(folder, 4)
+    with pytest.raises(OSError, match="frames/8.png cannot be read: it is damaged"):
+        media.sample_frames(folder, 4)
     cv2.imwrite(str(folder / "8.png"), grey_frame(8, width=8, height=8))
     with pytest.raises(OSError, match="frames: the frames differ in size"):
-        common.sample_frames(folder, 4)
+        media.sample_frames(folder, 4)
 
 
 # ------------------------------------------------------------------------------
@@ -157,20 +168,23 @@ def test_a_folder_of_frames_is_a_video(tmp_path):
 
 
 def test_of_a_truncated_video_what_is_left_is_read_or_it_is_refused(tmp_path):
-    # An .avi that is cut in the middle of its frames
+    # An .avi that is cut after three quarters of its frames
     data = write_numbered(tmp_path / "a.avi", 16, "MJPG").read_bytes()
-    middle = (data.index(b"movi") + data.rindex(b"idx1")) // 2
-    (tmp_path / "half.avi").write_bytes(data[:middle])
-    left = read_numbers(common.sample_frames(tmp_path / "half.avi", 16))
+    first = data.index(b"movi")
+    cut = first + (data.rindex(b"idx1") - first) * 3 // 4
+    (tmp_path / "cut.avi").write_bytes(data[:cut])
+    frames, warning = media.sample_frames(tmp_path / "cut.avi", 16)
+    left = read_numbers(frames)
     assert left[0] == 0
     assert left == sorted(left)
-    assert 4 < left[-1] < 12
+    assert 8 < left[-1] < 13
+    assert "of 2.0 seconds can be decoded" in warning
 
     # An .mp4 has its index at the end
     data = write_numbered(tmp_path / "a.mp4", 16).read_bytes()
     (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match="half.mp4: no frame can be decoded"):
-        common.sample_frames(tmp_path / "half.mp4", 8)
+        media.sample_frames(tmp_path / "half.mp4", 8)
 
 
 def test_what_is_not_a_video_is_refused(tmp_path):
@@ -188,19 +202,25 @@ def test_what_is_not_a_video_is_refused(tmp_path):
     with (tmp_path / "zeros.mp4").open("wb") as file:
         file.truncate(4 * 2**30)
 
-    for name in ("empty.mp4", "text.mp4", "folder.mp4", "sound.mp4", "zeros.mp4"):
-        with pytest.raises(OSError, match=f"{name}: no frame can be decoded"):
-            common.sample_frames(tmp_path / name, 8)
+    for name, reason in (
+        ("empty.mp4", "no frame can be decoded; the file is empty"),
+        ("text.mp4", "no frame can be decoded; OpenCV finds no video in it"),
+        ("folder.mp4", "a folder without frames"),
+        ("sound.mp4", "no frame can be decoded; OpenCV finds no video in it"),
+        ("zeros.mp4", "no frame can be decoded; OpenCV finds no video in it"),
+    ):
+        with pytest.raises(OSError, match=f"{name}: {reason}"):
+            media.sample_frames(tmp_path / name, 8)
 
 
 def test_links_are_followed_and_a_loop_of_links_ends(tmp_path):
-    # in/data -> elsewhere, elsewhere/loop -> in
+    # in/data -> elsewhere, elsewhere/loop -> in. The names are those below the input
     (tmp_path / "in").mkdir()
     (tmp_path / "elsewhere").mkdir()
     write_numbered(tmp_path / "elsewhere" / "a.mp4", 1)
     (tmp_path / "in" / "data").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "in")
-    assert generate.sample_videos([tmp_path / "in"], None, 0) == (tmp_path / "elsewhere", ["a.mp4"])
+    assert generate.sample_videos([tmp_path / "in"], None, 0) == (tmp_path / "in" / "data", ["a.mp4"])
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path):
@@ -225,8 +245,8 @@ def real_clips():
 def test_frames_of_real_clips_are_those_of_sequential_decoding(real_clips):
     for path in real_clips:
         decoded = decode_all(path)
-        wanted = common.frame_indices(len(decoded), 1.0, 32)
-        for index, frame in zip(wanted, common.sample_frames(path, 32), strict=True):
+        wanted = media.frame_indices(len(decoded), 1.0, 32)
+        for index, frame in zip(wanted, media.sample_frames(path, 32).frames, strict=True):
             np.testing.assert_array_equal(frame, decoded[index])
 
 
@@ -236,7 +256,7 @@ def test_real_frames_are_resized_as_by_pillow(real_clips):
     mean = np.array(vlm.IMAGE_MEAN)
     std = np.array(vlm.IMAGE_STD)
     for path in real_clips:
-        frames = common.sample_frames(path, 2)
+        frames = media.sample_frames(path, 2).frames
         for frame, pixels in zip(frames, vlm.pixel_values(frames, 448)):
             resized = image.fromarray(frame).resize((448, 448), image.Resampling.BICUBIC)
             expected = (np.asarray(resized) / 255 - mean) / std  # (448, 448, 3)

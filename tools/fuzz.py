@@ -1,11 +1,13 @@
-"""Corrupt small videos and JSONL files at random, and see what happens.
+"""Corrupt small files at random, or make odd videos on purpose, and see what happens.
 
-    python -m tools.fuzz --n 500       # of each kind; a minute or two
+    python -m tools.fuzz --n 500       # of each kind; a few minutes
 
 What must happen:
 
     a corrupt video     is read (as many frames as asked for, uint8), or refused
                         by an OSError
+    an odd video, or    of tools/odd_cases.py, which knows what must come of it:
+    directory           the right frames, or the right reason
     a corrupt input     is read with a row for every line, or refused with file
                         and line
     a corrupt output    is resumed, and then contains every row that an
@@ -16,8 +18,10 @@ counted. Prints the outcomes; the exit code is 1 if one of them is a fault.
 """
 
 import argparse
+import functools
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections import Counter
@@ -28,10 +32,12 @@ import numpy as np
 from tqdm import tqdm
 
 import common
+import media
 from shapes import world
+from tools import odd_cases
 
 SECONDS = 20  # after which a case counts as hanging
-GOOD = ("read", "refused", "resumed")  # outcomes; all others are faults
+GOOD = ("read", "refused", "resumed", "right")  # outcomes; all others are faults
 
 # ------------------------------------------------------------------------------
 # Files
@@ -111,12 +117,19 @@ def change_line(data: bytes, rng) -> bytes:
 def try_video(path: Path) -> str:
     """Read the frames of a corrupt video."""
     try:
-        frames = common.sample_frames(path, 8)
+        frames = media.sample_frames(path, 8).frames
     except OSError:
         return "refused"
     if len(frames) == 8 and frames.ndim == 4 and frames.dtype == np.uint8:
         return "read"
     return f"FAULT: {frames.shape} {frames.dtype}"
+
+
+def try_odd(make, directory: Path, rng) -> str:
+    """Make an odd video or directory, and compare what comes of it with what must."""
+    case = make(directory, rng)
+    wrong = odd_cases.check(case, n=int(rng.integers(1, 13)))
+    return f"FAULT: {make.__name__}: {wrong}" if wrong else "right"
 
 
 def try_input(path: Path) -> str:
@@ -194,21 +207,44 @@ def run_cases(kind: str, case, files: list, directory: Path, args) -> Counter:
         name, data = files[rng.integers(len(files))]
         path = directory / f"{number}_{name}"
         path.write_bytes(corrupt(data, rng))
-        outcome = run_apart(case, path)
-        if outcome not in GOOD:
-            outcome = f"{outcome} (case {number})"
-        outcomes[outcome] += 1
+        count(outcomes, run_apart(case, path), number)
         path.unlink()
+    return report(kind, outcomes)
+
+
+def run_odd_cases(directory: Path, args) -> Counter:
+    """Run the cases of tools/odd_cases.py in turn -> how often each outcome is."""
+    outcomes = Counter()
+    for number in tqdm(range(args.n), "odd cases", unit="case"):
+        rng = np.random.default_rng([args.seed, number])
+        make = odd_cases.CASES[number % len(odd_cases.CASES)]
+        path = directory / f"odd_{number}"
+        path.mkdir()
+        path.chmod(0o777)  # one case becomes another user
+        count(outcomes, run_apart(functools.partial(try_odd, make, rng=rng), path), number)
+        shutil.rmtree(path)
+    return report("odd cases", outcomes)
+
+
+def count(outcomes: Counter, outcome: str, number: int):
+    """Count an outcome; a fault is named with the number of its case."""
+    outcomes[outcome if outcome in GOOD else f"{outcome} (case {number})"] += 1
+
+
+def report(kind: str, outcomes: Counter) -> Counter:
+    """Print and return the outcomes of one kind of case."""
     counts = ", ".join(f"{outcome} {n}" for outcome, n in outcomes.most_common())
-    print(f"{args.n} {kind}: {counts}")
+    print(f"{outcomes.total()} {kind}: {counts}")
     return outcomes
 
 
 def main():
     """Run all cases, and print their outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
-    parser.add_argument("--n", type=int, default=500, help="corrupt files of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of what is corrupted")
+    parser.add_argument(
+        "--n", type=common.at_least(1), default=500, metavar="N", help="cases of each kind"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is changed")
     args = parser.parse_args()
 
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows()]
@@ -216,8 +252,10 @@ def main():
     outcomes = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
+        directory.chmod(0o755)
         videos = [(path.name, path.read_bytes()) for path in write_videos(directory)]
         outcomes += run_cases("videos", try_video, videos, directory, args)
+        outcomes += run_odd_cases(directory, args)
         outcomes += run_cases("inputs", try_input, [rows_file], directory, args)
         outcomes += run_cases("outputs", try_output, [rows_file], directory, args)
     if any(outcome not in GOOD for outcome in outcomes):

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 import common
+import media
 import vlm
 from benchmarks import mvbench
 from shapes import world
@@ -58,7 +59,7 @@ def write_prompts(shapes: list, n: int) -> list[str]:
 def ask(model, tokenizer, path: Path, prompts: list[str], max_new_tokens: int) -> float:
     """Answer prompts about a video file -> the seconds that it takes."""
     begun = time.perf_counter()
-    video = vlm.Video(model, tokenizer, common.sample_frames(path, FRAMES))
+    video = vlm.Video(model, tokenizer, media.sample_frames(path, FRAMES).frames)
     vlm.decode(model, tokenizer, video, prompts, max_new_tokens)
     return time.perf_counter() - begun
 

@@ -41,13 +41,27 @@ def pixel_values(frames, size: int):
 
     Bicubic, with antialiasing, to a square whatever the shape was, as InternVL does with video.
     """
-    channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (F, 3, height, width)
-    images = torch.nn.functional.interpolate(
-        channels_first, (size, size), mode="bicubic", antialias=True
-    )
+    images = resize(frames, size)  # (F, 3, size, size)
     mean = torch.tensor(IMAGE_MEAN).view(3, 1, 1)
     std = torch.tensor(IMAGE_STD).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
+
+
+def resize(frames, size: int):
+    """Resize frames, uint8 (F, height, width, 3) -> uint8 tensor (F, 3, size, size)."""
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (F, 3, height, width)
+    if images.shape[-2:] == (size, size):  # `shrink` did it
+        return images
+    return torch.nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
+
+
+def shrink(frame, size: int):
+    """Resize one frame, as soon as it is decoded: uint8 (height, width, 3) -> (size, size, 3).
+
+    pixel_values gives the same pixels of it as of the frame at its full size.
+    """
+    [image] = resize(frame[None], size)  # (3, size, size)
+    return image.permute(1, 2, 0).numpy()
 
 
 def encode_prefix(tokenizer, config, n_frames: int) -> list[int]:

@@ -13,6 +13,7 @@ Shapes: F frames, P tokens of the video (the prefix), B branches (a prompt with 
 T tokens of the video and all branches, A tokens of all answers.
 """
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ import transformers
 from tqdm import tqdm
 
 import common
+import media
 from vlm import attention, families
 
 
@@ -61,7 +63,8 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
     """Read the videos one by one, while a thread decodes the frames of the next one.
 
     Args:
-        groups: [(video, its rows), ...]. Rows may have `start` and `end`, the seconds to be shown
+        groups: [(video, its rows), ...]. Rows may have `start` and `end`, the seconds to be shown:
+            by the frames' own times, or for a benchmark's rows by the frame rate, as in lmms-eval
         root: directory that the videos' paths are relative to
         args: `frames` is read, the number of frames; None: what the model's config says
         desc: label of the progress bar
@@ -72,6 +75,9 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
         read: in that case they are marked as dropped here
     """
     n_frames = args.frames or getattr(model.config, "num_frames", None) or common.DEFAULT_FRAMES
+
+    size = model.config.vision_config.image_size[0]
+    shrink = functools.partial(families.shrink, size=size)
 
     def bounds(row):
         return row.get("start"), row.get("end")
@@ -90,7 +96,12 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
             if all("dropped" in row for row in rows):
                 return None
             return thread.submit(
-                common.sample_frames, Path(root) / name, n_frames, *bounds(rows[0])
+                media.sample_frames,
+                Path(root) / name,
+                n_frames,
+                *bounds(rows[0]),
+                by_rate="benchmark" in rows[0],
+                shrink=shrink,
             )
 
         next_frames = start_reading(0)
@@ -102,13 +113,15 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
                 yield rows, None
                 continue
             try:
-                images = frames.result()
+                sample = frames.result()
             except OSError as error:
                 drop_unreadable(rows, error)
                 yield rows, None
                 continue
+            if sample.warning:
+                warn(rows, sample.warning)
             # Not kept in a variable here: the last video would stay in memory during training
-            yield rows, Video(model, tokenizer, images)
+            yield rows, Video(model, tokenizer, sample.frames)
 
 
 def drop_unreadable(rows: list[dict], error: OSError):
@@ -117,6 +130,13 @@ def drop_unreadable(rows: list[dict], error: OSError):
         if "dropped" not in row:
             row["dropped"] = "unreadable_video"
             row["error"] = str(error)
+
+
+def warn(rows: list[dict], warning: str):
+    """Note in the rows about a video that not all of it was shown."""
+    for row in rows:
+        if "dropped" not in row:
+            row["warning"] = warning
 
 
 @torch.no_grad()

@@ -1,0 +1,229 @@
+"""Take n frames of a video, or of the seconds of it between start and end."""
+
+import bisect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from media.changes import check_same_size
+from media.decode import check_opencv, decode, read_header, read_picture, why_undecodable
+from media.find import IMAGE_SUFFIXES, is_shown
+
+FOLDER_FPS = 3.0  # frames per second of a folder of frames, as in MVBench
+LEAST_SHARE = 0.5  # of a video's seconds: if less can be decoded, it is refused
+WHOLE_SHARE = 0.95  # if less than this, the rows say so
+TOLERANCE = 0.001  # in seconds: OpenCV gives times in floats
+
+
+class Sample(NamedTuple):
+    """Frames of a video."""
+
+    frames: np.ndarray  # uint8 (n, height, width, 3), RGB
+    warning: str | None  # how much of it can be decoded, if that is not all
+
+
+def sample_frames(
+    path,
+    n: int,
+    start: float | None = None,
+    end: float | None = None,
+    by_rate: bool = False,
+    shrink: Callable | None = None,
+) -> Sample:
+    """Take n frames of a video file, or of a folder of images in the order of their numbers.
+
+    Args:
+        start, end: seconds between which they are taken; None: the whole video
+        by_rate: find start and end by the frame rate, as lmms-eval does for benchmarks, and not by
+            the times of the frames. In a video of variable rate these differ
+        shrink: called with each frame, uint8 (height, width, 3), as soon as it is decoded, so that
+            none stays in memory at its full size
+
+    Raises:
+        OSError: if it cannot be read, with the reason
+        InputError: if this OpenCV decodes wrongly
+    """
+    path = Path(path)
+    if not by_rate and start is not None and end is not None and end < start:
+        raise OSError(f"{path}: end is {end}, which is before start, {start}")
+    images = list_images(path)
+    if images:
+        numbers, kept, sizes = sample_folder(path, images, n, start, end, by_rate, shrink)
+        warning = None
+    else:
+        check_opencv()
+        numbers, kept, sizes, warning = sample_file(path, n, start, end, by_rate, shrink)
+    if len(sizes) > 1:
+        raise OSError(f"{path}: the frames differ in size")
+    return Sample(np.stack([kept[number] for number in numbers]), warning)
+
+
+# ------------------------------------------------------------------------------
+# Which frames
+
+
+def frame_indices(total: int, fps: float, n: int, start=None, end=None, first=0) -> list[int]:
+    """Choose n of `total` frames, which are numbered from `first` on.
+
+    They are the middles of n equal parts of [start, end] (seconds; None: all), rounded and clamped
+    as InternVL and lmms-eval do it.
+
+    >>> frame_indices(16, 8, 4)
+    [1, 5, 9, 12]
+    """
+    last = first + total - 1
+    begin = first if start is None else max(first, round(start * fps))
+    stop = last if end is None else min(round(end * fps), last)
+    return [min(max(middle, first), last) for middle in middles(begin, stop, n)]
+
+
+def middles(begin: int, stop: int, n: int) -> list[int]:
+    """Give the middles of n equal parts of the frames from begin to stop."""
+    part = (stop - begin) / n  # in frames
+    return [int(begin + part / 2 + round(part * i)) for i in range(n)]
+
+
+def indices_by_time(total: int, time_of: Callable[[int], float], n: int, start, end) -> list[int]:
+    """Choose n of `total` frames: the middles of n equal parts of those on screen in [start, end].
+
+    Args:
+        time_of: gives a frame's seconds; they do not decrease
+        start, end: seconds, or None
+
+    >>> indices_by_time(4, [0.0, 0.1, 0.2, 60.0].__getitem__, 2, 30.0, 61.0)
+    [2, 2]
+    """
+
+    def on_screen(seconds):
+        """Find the last frame that is not after these seconds."""
+        n_before = bisect.bisect_right(range(total), seconds + TOLERANCE, key=time_of)
+        return max(n_before - 1, 0)
+
+    begin = 0 if start is None else on_screen(start)
+    stop = total - 1 if end is None else on_screen(end)
+    return middles(begin, stop, n)
+
+
+# ------------------------------------------------------------------------------
+# A folder of frames
+
+
+def sample_folder(path: Path, images: list[Path], n, start, end, by_rate, shrink):
+    """Read n images of a folder -> (their numbers, {number: image}, sizes before shrinking)."""
+    if not by_rate:
+        check_start(path, start, len(images) / FOLDER_FPS)
+    numbers = frame_indices(len(images), FOLDER_FPS, n, start, end, first=1)
+    kept = {}
+    sizes = set()
+    for number in sorted(set(numbers)):
+        kept[number], size = read_picture(images[number - 1], shrink)
+        sizes.add(size)
+    return numbers, kept, sizes
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the images of a folder, in the order of the numbers in their names.
+
+    Empty if it is not a folder; OSError if it may not be read.
+
+    A number may have a decimal point, as in a name that says seconds: 10.25.jpg is before 10.5.jpg.
+    But where fractions have several lengths and one ends in 0, points only separate: 1.9.jpg is
+    before 1.10.jpg.
+    """
+    images = []
+    try:
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if file.suffix.lower() in IMAGE_SUFFIXES and is_shown(file.name):
+                images.append(file)
+    except OSError as error:
+        raise OSError(f"{folder}: {error.strerror}") from error
+
+    fractions = {part for file in images for part in re.findall(r"\d\.(\d+)", file.stem)}
+    differ = len({len(fraction) for fraction in fractions}) > 1
+    separate = differ and any(re.fullmatch(r"\d+0", fraction) for fraction in fractions)
+    number = r"(\d+)" if separate else r"(\d+(?:\.\d+)?)"
+
+    def in_order(file):
+        parts = re.split(number, file.stem)  # text, number, text, number, ...
+        parts[1::2] = [float(part) for part in parts[1::2]]
+        return parts, file.name
+
+    return sorted(images, key=in_order)
+
+
+# ------------------------------------------------------------------------------
+# A video file
+
+
+def sample_file(path: Path, n, start, end, by_rate, shrink):
+    """Decode n frames of a file -> (their numbers, {number: image}, sizes, warning).
+
+    Which frames are wanted is known only when all are counted. So it is guessed from what the file
+    announces; if that was wrong, the file is decoded once more.
+    """
+    header = read_header(path)
+
+    def choose(total, time_of):
+        if total == 0:
+            return []
+        if by_rate:
+            return frame_indices(total, header.rate, n, start, end)
+        return indices_by_time(total, time_of, n, start, end)
+
+    def is_past(number, seconds):
+        if end is None or number == 0:
+            return False
+        until = max(start or 0.0, end)
+        if by_rate:
+            return number > round(until * header.rate)
+        return seconds > until + TOLERANCE
+
+    most_packets = None if end is None else round(2 * end * header.rate) + 1000
+    check_same_size(path, header.codec, most_packets)
+    numbers = choose(header.announced, lambda number: number / (header.rate or 1))
+    for _ in range(2):
+        decoded = decode(path, set(numbers), is_past, shrink)
+        if not decoded.seconds:
+            raise OSError(f"{path}: no frame can be decoded; {why_undecodable(path)}")
+        numbers = choose(len(decoded.seconds), decoded.seconds.__getitem__)
+        if decoded.images.keys() >= set(numbers):
+            warning = check_coverage(path, header, decoded, start, end, by_rate)
+            return numbers, decoded.images, decoded.sizes, warning
+    raise OSError(f"{path}: it is damaged, and decodes differently from one time to the next")
+
+
+def check_coverage(path: Path, header, decoded, start, end, by_rate) -> str | None:
+    """Say how much of a video, or of [start, end], can be decoded; None if it is all.
+
+    It is measured in seconds and not in frames: a file may announce frames that only repeat others.
+
+    Raises:
+        OSError: if it is less than LEAST_SHARE; or if start is after the end of the video
+    """
+    if not decoded.ended:  # what is after `end` was there
+        return None
+    length = 1 / header.rate if header.rate else 0.0  # of the last frame, in seconds
+    reached = decoded.seconds[-1] + length
+    announced = header.announced * length
+    claimed = max(announced, reached)
+    if not by_rate:
+        check_start(path, start, claimed)
+
+    begin = min(start or 0.0, claimed)
+    claimed = claimed if end is None else max(min(end, claimed), begin)
+    share = (reached - begin) / (claimed - begin) if claimed > begin else 1.0
+    if share >= WHOLE_SHARE:
+        return None
+    says = f"{max(reached - begin, 0):.1f} of {claimed - begin:.1f} seconds can be decoded"
+    if share < LEAST_SHARE:
+        raise OSError(f"{path}: only {says}")
+    return f"{says} ({share:.0%})"
+
+
+def check_start(path: Path, start: float | None, length: float):
+    """Raise OSError if a row wants seconds that are after the end of its video."""
+    if start is not None and start > length:
+        raise OSError(f"{path}: start is {start}, but the video has {length:.1f} seconds")
