@@ -24,7 +24,7 @@ study: .venv/ready-dev
 
 # A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
 .venv/ready: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.13")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@if ! .venv/bin/python -c 'import cv2' 2>/dev/null; then \

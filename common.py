@@ -51,9 +51,9 @@ def run(main):
             raise
         reason = str(error).splitlines() or ["there is none left"]
         sys.exit(
-            f"\nstopped, too little memory: {reason[0]}\nWhat helps: more --devices; in dpo.py "
+            f"\nstopped, too little memory: {reason[0]}. What helps: more --devices; in dpo.py "
             "--activation-checkpointing; fewer --frames (with --overwrite: that changes the "
-            "output); fewer or shorter rows about one video"
+            "output); fewer or shorter rows about one video. The same command resumes"
         )
     except KeyboardInterrupt:
         print(f"\nstopped; the same command resumes: {command()}", file=sys.stderr)

@@ -39,7 +39,6 @@ class Decoded(NamedTuple):
 
     seconds: list[float]  # when each frame is shown; they increase
     images: dict[int, np.ndarray]  # the wanted frames, by number: uint8 (height, width, 3), RGB
-    sizes: set[tuple]  # (height, width) of these before they were shrunk
     ended: bool  # whether all of the file was decoded, not only what was wanted
 
 
@@ -81,7 +80,6 @@ def decode(
     step = 1 / rate if rate else 0.0  # in seconds
     seconds = []
     images = {}
-    sizes = set()
     for number in grab_each(capture):
         now = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if number == 0:
@@ -89,12 +87,11 @@ def decode(
         elif now <= seconds[-1]:  # the file has no times, or wrong ones: the rate tells
             now = seconds[-1] + step
         if is_past(number, now):
-            return Decoded(seconds, images, sizes, ended=False)
+            return Decoded(seconds, images, ended=False)
         seconds.append(now)
         if number in wanted:
-            images[number], size = retrieve(path, capture, number, shrink)
-            sizes.add(size)
-    return Decoded(seconds, images, sizes, ended=True)
+            images[number] = retrieve(path, capture, number, shrink)
+    return Decoded(seconds, images, ended=True)
 
 
 def grab_each(capture):
@@ -110,8 +107,8 @@ def grab_each(capture):
         number += 1
 
 
-def retrieve(path: Path, capture, number: int, shrink) -> tuple[np.ndarray, tuple]:
-    """Convert the frame that was grabbed last -> (RGB, shrunk; (height, width) as it was)."""
+def retrieve(path: Path, capture, number: int, shrink) -> np.ndarray:
+    """Convert the frame that was grabbed last -> uint8 (height, width, 3), RGB, shrunk."""
     with errors_of(f"{path}: frame {number} cannot be decoded"):
         is_frame, image = capture.retrieve()
         if not is_frame:
@@ -119,12 +116,10 @@ def retrieve(path: Path, capture, number: int, shrink) -> tuple[np.ndarray, tupl
         return convert(image, shrink)
 
 
-def convert(image: np.ndarray, shrink) -> tuple[np.ndarray, tuple]:
-    """Convert OpenCV's BGR to RGB, and shrink it -> (uint8 (height, width, 3), size before)."""
+def convert(image: np.ndarray, shrink: Callable | None) -> np.ndarray:
+    """Convert OpenCV's BGR to RGB, and shrink it -> uint8 (height, width, 3)."""
     rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    if shrink:
-        return shrink(rgb), rgb.shape[:2]
-    return rgb, rgb.shape[:2]
+    return shrink(rgb) if shrink else rgb
 
 
 def why_undecodable(path: Path) -> str:
@@ -150,7 +145,7 @@ def read_picture(path: Path, shrink: Callable | None = None) -> tuple[np.ndarray
         image = cv2.imread(str(path))
         if image is None:
             raise OSError(f"{path} cannot be read: it is damaged, or not a picture")
-        return convert(image, shrink)
+        return convert(image, shrink), image.shape[:2]
 
 
 def is_animated(head: bytes) -> bool:

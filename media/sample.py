@@ -1,6 +1,7 @@
 """Take n frames of a video, or of the seconds of it between start and end."""
 
 import bisect
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,30 @@ from typing import NamedTuple
 import numpy as np
 
 from media.changes import check_same_size
-from media.decode import check_opencv, decode, read_header, read_picture, why_undecodable
+from media.decode import (
+    Decoded,
+    Header,
+    check_opencv,
+    decode,
+    read_header,
+    read_picture,
+    why_undecodable,
+)
 from media.find import IMAGE_SUFFIXES, is_shown
 
 FOLDER_FPS = 3.0  # frames per second of a folder of frames, as in MVBench
 LEAST_SHARE = 0.5  # of a video's seconds: if less can be decoded, it is refused
 WHOLE_SHARE = 0.95  # if less than this, the rows say so
 TOLERANCE = 0.001  # in seconds: OpenCV gives times in floats
+
+
+class Wanted(NamedTuple):
+    """What is wanted of a video."""
+
+    n: int  # frames
+    start: float | None  # seconds between which they are taken; None: the whole video
+    end: float | None
+    by_rate: bool  # find start and end by the frame rate, and not by the times of the frames
 
 
 class Sample(NamedTuple):
@@ -47,18 +65,14 @@ def sample_frames(
         InputError: if this OpenCV decodes wrongly
     """
     path = Path(path)
+    wanted = Wanted(n, start, end, by_rate)
     if not by_rate and start is not None and end is not None and end < start:
         raise OSError(f"{path}: end is {end}, which is before start, {start}")
     images = list_images(path)
     if images:
-        numbers, kept, sizes = sample_folder(path, images, n, start, end, by_rate, shrink)
-        warning = None
-    else:
-        check_opencv()
-        numbers, kept, sizes, warning = sample_file(path, n, start, end, by_rate, shrink)
-    if len(sizes) > 1:
-        raise OSError(f"{path}: the frames differ in size")
-    return Sample(np.stack([kept[number] for number in numbers]), warning)
+        return sample_folder(path, images, wanted, shrink)
+    check_opencv()
+    return sample_file(path, wanted, shrink)
 
 
 # ------------------------------------------------------------------------------
@@ -111,17 +125,20 @@ def indices_by_time(total: int, time_of: Callable[[int], float], n: int, start, 
 # A folder of frames
 
 
-def sample_folder(path: Path, images: list[Path], n, start, end, by_rate, shrink):
-    """Read n images of a folder -> (their numbers, {number: image}, sizes before shrinking)."""
-    if not by_rate:
-        check_start(path, start, len(images) / FOLDER_FPS)
+def sample_folder(path: Path, images: list[Path], wanted: Wanted, shrink) -> Sample:
+    """Read the wanted ones of a folder's images."""
+    if not wanted.by_rate:
+        check_start(path, wanted.start, len(images) / FOLDER_FPS)
+    n, start, end, _ = wanted
     numbers = frame_indices(len(images), FOLDER_FPS, n, start, end, first=1)
     kept = {}
     sizes = set()
     for number in sorted(set(numbers)):
         kept[number], size = read_picture(images[number - 1], shrink)
         sizes.add(size)
-    return numbers, kept, sizes
+    if len(sizes) > 1:
+        raise OSError(f"{path}: the frames differ in size")
+    return Sample(np.stack([kept[number] for number in numbers]), warning=None)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -158,44 +175,53 @@ def list_images(folder: Path) -> list[Path]:
 # A video file
 
 
-def sample_file(path: Path, n, start, end, by_rate, shrink):
-    """Decode n frames of a file -> (their numbers, {number: image}, sizes, warning).
+def sample_file(path: Path, wanted: Wanted, shrink) -> Sample:
+    """Decode the wanted frames of a video file.
 
-    Which frames are wanted is known only when all are counted. So it is guessed from what the file
+    Which ones they are is known only when all are counted. So it is guessed from what the file
     announces; if that was wrong, the file is decoded once more.
     """
     header = read_header(path)
-
-    def choose(total, time_of):
-        if total == 0:
-            return []
-        if by_rate:
-            return frame_indices(total, header.rate, n, start, end)
-        return indices_by_time(total, time_of, n, start, end)
-
-    def is_past(number, seconds):
-        if end is None or number == 0:
-            return False
-        until = max(start or 0.0, end)
-        if by_rate:
-            return number > round(until * header.rate)
-        return seconds > until + TOLERANCE
-
-    most_packets = None if end is None else round(2 * end * header.rate) + 1000
+    most_packets = None
+    if wanted.end is not None:
+        most_packets = round(2 * wanted.end * header.rate) + 1000
     check_same_size(path, header.codec, most_packets)
-    numbers = choose(header.announced, lambda number: number / (header.rate or 1))
+
+    step = 1 / header.rate if header.rate else 0.0
+    numbers = choose(wanted, header, header.announced, lambda number: number * step)
     for _ in range(2):
-        decoded = decode(path, set(numbers), is_past, shrink)
+        decoded = decode(path, set(numbers), functools.partial(is_past, wanted, header), shrink)
         if not decoded.seconds:
             raise OSError(f"{path}: no frame can be decoded; {why_undecodable(path)}")
-        numbers = choose(len(decoded.seconds), decoded.seconds.__getitem__)
+        total = len(decoded.seconds)
+        numbers = choose(wanted, header, total, decoded.seconds.__getitem__)
         if decoded.images.keys() >= set(numbers):
-            warning = check_coverage(path, header, decoded, start, end, by_rate)
-            return numbers, decoded.images, decoded.sizes, warning
+            warning = check_coverage(path, wanted, header, decoded)
+            return Sample(np.stack([decoded.images[number] for number in numbers]), warning)
     raise OSError(f"{path}: it is damaged, and decodes differently from one time to the next")
 
 
-def check_coverage(path: Path, header, decoded, start, end, by_rate) -> str | None:
+def choose(wanted: Wanted, header: Header, total: int, time_of) -> list[int]:
+    """Choose the numbers of the wanted frames, if there are `total` frames with these times."""
+    n, start, end, by_rate = wanted
+    if total == 0:
+        return []
+    if by_rate:
+        return frame_indices(total, header.rate, n, start, end)
+    return indices_by_time(total, time_of, n, start, end)
+
+
+def is_past(wanted: Wanted, header: Header, number: int, seconds: float) -> bool:
+    """Say whether a frame is behind all that is wanted, so that decoding may stop."""
+    if wanted.end is None or number == 0:
+        return False
+    until = max(wanted.start or 0.0, wanted.end)
+    if wanted.by_rate:
+        return number > round(until * header.rate)
+    return seconds > until + TOLERANCE
+
+
+def check_coverage(path: Path, wanted: Wanted, header: Header, decoded: Decoded) -> str | None:
     """Say how much of a video, or of [start, end], can be decoded; None if it is all.
 
     It is measured in seconds and not in frames: a file may announce frames that only repeat others.
@@ -207,13 +233,13 @@ def check_coverage(path: Path, header, decoded, start, end, by_rate) -> str | No
         return None
     length = 1 / header.rate if header.rate else 0.0  # of the last frame, in seconds
     reached = decoded.seconds[-1] + length
-    announced = header.announced * length
-    claimed = max(announced, reached)
-    if not by_rate:
-        check_start(path, start, claimed)
+    claimed = max(header.announced * length, reached)
+    if not wanted.by_rate:
+        check_start(path, wanted.start, claimed)
 
-    begin = min(start or 0.0, claimed)
-    claimed = claimed if end is None else max(min(end, claimed), begin)
+    begin = min(wanted.start or 0.0, claimed)
+    if wanted.end is not None:
+        claimed = max(min(wanted.end, claimed), begin)
     share = (reached - begin) / (claimed - begin) if claimed > begin else 1.0
     if share >= WHOLE_SHARE:
         return None

@@ -267,5 +267,5 @@ def test_out_of_memory_ends_in_what_was_asked_and_what_helps():
     def main():
         raise torch.OutOfMemoryError(f"CUDA out of memory. {memory}")
 
-    with pytest.raises(SystemExit, match=f"{memory}\nWhat helps: more --devices"):
+    with pytest.raises(SystemExit, match=f"{memory}. What helps: more --devices"):
         common.run(main)

@@ -111,7 +111,7 @@ def test_this_opencv_shows_interlaced_video_rightly(tmp_path):
 def test_an_opencv_that_shows_old_pictures_is_refused_by_its_name(monkeypatch):
     # What OpenCV 4.13 to 5.0 do: retrieve() says True, and hands back the picture that its buffer had
     stale = np.full((32, 48, 3), 99, np.uint8)
-    monkeypatch.setattr(decode, "retrieve", lambda *_: (stale, (32, 48)))
+    monkeypatch.setattr(decode, "retrieve", lambda *_: stale)
     with pytest.raises(common.InputError, match=f"OpenCV {cv2.__version__} cannot be used: .*requirements.txt"):
         media.check_opencv.__wrapped__()
 
