@@ -189,6 +189,22 @@ def find_wrong_value(row: dict) -> str | None:
     return None
 
 
+def segment(row: dict) -> tuple:
+    """Say what a row is about: (video, start, end), the seconds of it that are shown or None."""
+    return row["video"], row.get("start"), row.get("end")
+
+
+def group_by_segment(rows: list[dict]) -> list[tuple[str, list[dict]]]:
+    """Group rows by the segment that they are about -> [(video, its rows), ...].
+
+    A video has several groups if its rows are about several segments.
+    """
+    groups = {}
+    for row in rows:
+        groups.setdefault(segment(row), []).append(row)
+    return [(video, part) for (video, _, _), part in groups.items()]
+
+
 def group_by_video(rows: list[dict]) -> list[tuple[str, list[dict]]]:
     """Group rows by their video -> [(video, its rows), ...], in order of first appearance."""
     groups = {}

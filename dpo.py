@@ -4,8 +4,8 @@ r"""Stage 4: direct preference optimization on the pairs, written out by hand.
         --input runs/mine/round1/pairs.jsonl --output runs/mine/round1/model
 
 The language model is trained; the vision tower and the projector are frozen.
-Per step: for each of --videos-per-step videos one forward and one backward
-pass over
+Per step: for each of --videos-per-step videos (or segments, if rows have start
+and end) one forward and one backward pass over
 
     [video | question 1, chosen | question 2, chosen | ...
            | question 1, rejected | question 2, rejected | ...]
@@ -19,13 +19,14 @@ reads    id, video, question, chosen, rejected (rows with `dropped` are skipped)
 writes   a checkpoint like the base's (--tune lora: an adapter), with a short
          model card and metrics.jsonl: one line a step, TRL's names; tokens/s
          counts the tokens of answers alone, not those of videos and questions.
-         Until it is finished also reference.json and checkpoint-*.state, from
+         Until it is finished also reference.jsonl and checkpoint-*.state, from
          which a stopped training resumes
 
 Shapes: a video has B pairs, a step has S pairs. (2, B) is a row for the chosen
 answers and a row for the rejected.
 """
 
+import itertools
 import json
 import math
 import os
@@ -174,7 +175,7 @@ class Step(NamedTuple):
     lengths: torch.Tensor  # (2, S)
 
 
-def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> Step:
+def accumulate(model, tokenizer, watched, batch: list, reference: dict, args) -> Step:
     """Run forward and backward over the videos of a step; gradients add up in the weights.
 
     A video is a micro-batch. On one device its backward pass follows its forward pass, so only one
@@ -182,25 +183,25 @@ def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> 
     that devices can work at the same time (GPipe's order, arXiv 1811.06965; not measured yet).
 
     Args:
-        videos: iterator over (pairs, Video), whose next items are those of batch, one for each
-        batch: [(name of a video, its pairs), ...]
+        watched: iterable of (pairs, Video) of the step, as watch_each gives them
+        batch: [(name of a video, its pairs), ...], the same pairs
         reference: what reference_logps returns
     """
     is_split = len({weight.device for weight in model.parameters()}) > 1
     side = cross_entropy_side(args)
     n_pairs = sum(len(pairs) for _, pairs in batch)
     n_tokens = 0
-    for name, _ in batch:
-        _, ref_lengths = reference[name]  # (2, B)
+    for _, pairs in batch:
+        _, ref_lengths = reference[common.segment(pairs[0])]  # (2, B)
         n_tokens += ref_lengths[side].sum().item()
 
     shares = []
     parts = []
-    for _, (pairs, video) in zip(batch, videos):  # batch first: zip must not take one video more
+    for pairs, video in watched:
         if video is None:
             raise common.InputError(f"{pairs[0]['error']}; its pairs cannot be trained on")
         sums, lengths = pair_logps(model, tokenizer, video, pairs)
-        ref_sums, _ = reference[pairs[0]["video"]]
+        ref_sums, _ = reference[common.segment(pairs[0])]
         ref_sums = ref_sums.to(sums.device)
         share, rewards = step_loss(args, sums, lengths, ref_sums, n_pairs, n_tokens)
         if not is_split:
@@ -220,36 +221,43 @@ def accumulate(model, tokenizer, videos, batch: list, reference: dict, args) -> 
 def reference_logps(model, tokenizer, groups: list, root, args) -> dict:
     """Compute log-probs under the model that this round starts from, as the training does.
 
-    They are kept in reference.json until the training is finished. Videos that cannot be read are
-    reported and left out.
+    They are kept in reference.jsonl, one line a segment, until the training is finished: a stopped
+    pass resumes. Videos that cannot be read are reported and left out.
 
     Args:
-        groups: [(video, its pairs), ...]
+        groups: [(video, its pairs), ...], one for each segment
 
     Returns:
-        {video: (sums (2, B), lengths (2, B))}, on the CPU
+        {segment: (sums (2, B), lengths (2, B))}, on the CPU; common.segment says what a segment is
     """
-    path = args.output / "reference.json"
-    if path.exists():
-        kept = common.read_json(path)
-        return {name: tuple(map(torch.tensor, pair)) for name, pair in kept.items()}
     if args.loss in REFERENCE_FREE:
-        return {name: zero_reference(tokenizer, pairs) for name, pairs in groups}
+        return {common.segment(pairs[0]): zero_reference(tokenizer, pairs) for _, pairs in groups}
 
+    path = args.output / "reference.jsonl"
+    kept = common.read_jsonl(path, incomplete=True) if path.exists() else []
+    common.write_jsonl(path, kept)  # without an incomplete last line
     reference = {}
-    for rows, video in vlm.watch_each(model, tokenizer, groups, root, args, "reference"):
-        if video:
-            sums, lengths = pair_logps(model, tokenizer, video, rows)
-            reference[rows[0]["video"]] = sums.cpu(), lengths.cpu()
-        else:
-            print(f"left out: {rows[0]['error']}")
+    for row in kept:
+        reference[common.segment(row)] = torch.tensor(row["sums"]), torch.tensor(row["lengths"])
+
+    left = [group for group in groups if common.segment(group[1][0]) not in reference]
+    with path.open("a", buffering=1) as file:
+        for pairs, video in vlm.watch_each(model, tokenizer, left, root, args, "reference"):
+            if video is None:
+                print(f"left out: {pairs[0]['error']}")
+                continue
+            sums, lengths = pair_logps(model, tokenizer, video, pairs)
+            name, start, end = common.segment(pairs[0])
+            row = {"video": name, "start": start, "end": end}
+            row |= {"sums": sums.tolist(), "lengths": lengths.tolist()}
+            file.write(json.dumps(row) + "\n")
+            reference[common.segment(pairs[0])] = sums.cpu(), lengths.cpu()
+
     n_bad = len(groups) - len(reference)
     if not reference or n_bad > args.max_bad * len(groups):
         raise common.InputError(
             f"{n_bad} of {len(groups)} videos cannot be read (--videos says where they are)"
         )
-    as_lists = {name: [part.tolist() for part in pair] for name, pair in reference.items()}
-    common.write_json(path, as_lists)
     return reference
 
 
@@ -265,7 +273,11 @@ def zero_reference(tokenizer, pairs: list[dict]):
 
 
 def read_pairs(args):
-    """Read the pairs to train on -> (root of their videos, [(video, its pairs), ...])."""
+    """Read the pairs to train on.
+
+    Returns:
+        (root of their videos, [(video, its pairs), ...], one for each segment of a video)
+    """
     root, groups = common.read_input(args, REQUIRED)
     adapter = vlm.read_adapter(args.model)
     if adapter.rank and args.tune == "full":
@@ -275,13 +287,11 @@ def read_pairs(args):
         )
 
     pairs = []
-    for name, rows in groups[: args.limit]:
-        kept = [row for row in rows if "dropped" not in row]
-        if kept:
-            pairs.append((name, kept))
+    for _, rows in groups[: args.limit]:
+        pairs += [row for row in rows if "dropped" not in row]
     if not pairs:
         raise common.InputError(f"{args.input}: no row is a pair, so there is nothing to learn")
-    return root, pairs
+    return root, common.group_by_segment(pairs)
 
 
 def load_policy(args):
@@ -334,7 +344,7 @@ def print_memory(weights: list, masters: list, base, args):
 def make_batches(groups: list, args) -> list[list]:
     """Shuffle the videos anew for every epoch, and cut their order into steps.
 
-    The epochs are joined before they are cut, so a step may span the border of two.
+    An epoch ends with a step, which may have fewer videos than the others.
 
     Args:
         groups: [(video, its pairs), ...]
@@ -343,11 +353,12 @@ def make_batches(groups: list, args) -> list[list]:
         for each step a list like groups, of up to --videos-per-step videos
     """
     shuffle = random.Random(args.seed)
-    order = []
-    for _ in range(args.epochs):
-        order += shuffle.sample(groups, len(groups))
     size = args.videos_per_step
-    return [order[first : first + size] for first in range(0, len(order), size)]
+    batches = []
+    for _ in range(args.epochs):
+        order = shuffle.sample(groups, len(groups))
+        batches += [order[first : first + size] for first in range(0, len(order), size)]
+    return batches
 
 
 def learning_rate(args, step: int, n_steps: int) -> float:
@@ -385,7 +396,7 @@ def check_first_margin(passes: Step, batch: list, args):
     rounding = 0.01 * abs(args.beta) * logps.abs().max().item()  # generous, for bfloat16
     if largest > rounding:
         # Else the same command would resume with it, and train on a wrong reference
-        (args.output / "reference.json").unlink()
+        (args.output / "reference.jsonl").unlink()
         raise common.InputError(
             f"step 1: a reward of {largest:.1e} where policy and reference are one model; no "
             "update was made. Did a video change after the reference was computed? The same "
@@ -503,7 +514,7 @@ Last step: `{json.dumps(last)}`
         os.replace(file, args.output / file.name)
     part.rmdir()
     common.write_json(common.meta_path(args.output), meta)
-    for file in (args.output / "reference.json", *args.output.glob("checkpoint*")):
+    for file in (args.output / "reference.jsonl", *args.output.glob("checkpoint*")):
         file.unlink(missing_ok=True)
     print(
         f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
@@ -551,14 +562,20 @@ def parse_args():
     add("--lr", type=float, default=5e-7, help="peak learning rate")
     add("--warmup", type=float, default=0.1, metavar="SHARE", help="of the steps")
     add("--weight-decay", type=float, default=0.0, metavar="W", help="of AdamW")
-    add("--max-grad-norm", type=float, default=1.0, metavar="NORM", help="clips the gradient")
+    add(
+        "--max-grad-norm",
+        type=float,
+        default=1.0,
+        metavar="NORM",
+        help="clips the gradient; 0: no clipping",
+    )
     add("--epochs", type=common.at_least(1), default=1, metavar="N", help="over all pairs")
     add(
         "--videos-per-step",
         type=common.at_least(1),
         default=8,
         metavar="N",
-        help="gradients add up over the pairs of N videos",
+        help="gradients add up over the pairs of N videos, or segments of videos",
     )
     add("--seed", type=common.at_least(0), default=0, help="of the order, and of new factors")
 
@@ -597,26 +614,28 @@ def main():
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
     masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
+    max_grad_norm = args.max_grad_norm or math.inf
     print_memory(weights, masters, adapter.base, args)
 
     # On what, and from which step on
     args.output.mkdir(exist_ok=True)
     # A reference of an earlier run is taken as it is: it may be from other devices
-    reference_is_new = not (args.output / "reference.json").exists()
+    reference_is_new = not (args.output / "reference.jsonl").exists()
     reference = reference_logps(model, tokenizer, groups, root, args)
-    groups = [(name, pairs) for name, pairs in groups if name in reference]
+    groups = [group for group in groups if common.segment(group[1][0]) in reference]
     batches = make_batches(groups, args)
     n_done = load_checkpoint(args.output, masters, weights, optimizer)
     metrics = open_metrics(args.output / "metrics.jsonl", n_done)
     to_watch = [group for batch in batches[n_done:] for group in batch]
-    videos = vlm.watch_each(model, tokenizer, to_watch, root, args, "training")
+    all_watched = vlm.watch_each(model, tokenizer, to_watch, root, args, "training")
 
     for step, batch in enumerate(batches[n_done:], n_done + 1):
         clock = time.time()
-        passes = accumulate(model, tokenizer, videos, batch, reference, args)
+        watched = itertools.islice(all_watched, len(batch))  # one for each of batch, in its order
+        passes = accumulate(model, tokenizer, watched, batch, reference, args)
         for master, weight in zip(masters, weights):
             master.grad = weight.grad.float()
-        grad_norm = torch.nn.utils.clip_grad_norm_(masters, args.max_grad_norm).item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(masters, max_grad_norm).item()
         check_finite(step, batch, passes.loss, grad_norm)
         if step == 1 and reference_is_new and args.loss not in REFERENCE_FREE:
             check_first_margin(passes, batch, args)
@@ -633,7 +652,7 @@ def main():
         row |= {"grad_norm": grad_norm, "learning_rate": lr}
         row |= {"tokens/s": passes.lengths.sum().item() / (time.time() - clock)}
         metrics.write(json.dumps(row) + "\n")
-        if step % args.save_every == 0 and step < len(batches):
+        if step % args.save_every == 0 or step == len(batches):
             save_checkpoint(args.output, step, masters, optimizer)
 
     n_pairs = sum(len(pairs) for _, pairs in groups)

@@ -233,8 +233,10 @@ def answer_one(args):
     if unknown:
         print(f"(this model has never seen: {', '.join(unknown)})")
 
-    # One empty row, in which watch_each says if the video cannot be read
-    [(rows, video)] = vlm.watch_each(model, tokenizer, [(names[0], [{}])], root, args)
+    # One row, in which watch_each says if the video cannot be read
+    [(rows, video)] = vlm.watch_each(
+        model, tokenizer, [(names[0], [{"video": names[0]}])], root, args
+    )
     if video is None:
         raise common.InputError(rows[0]["error"])
     prompt = common.ANSWER_PROMPT.format(question=args.ask)

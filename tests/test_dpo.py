@@ -12,6 +12,7 @@ import transformers
 
 import common
 import dpo
+import media
 import vlm
 from conftest import MODEL
 from shapes import world
@@ -206,19 +207,19 @@ def test_the_nll_term_beside_a_preference_is_on_chosen_whatever_sft_learns(sft_o
 )
 def test_a_step_counts_the_tokens_of_the_side_that_its_cross_entropy_is_on(monkeypatch, loss, sft_on, expected):
     logps = {
-        "a.mp4": (torch.tensor([[-6.0], [-8.0]]), torch.tensor([[3], [4]])),
-        "b.mp4": (torch.tensor([[-2.0], [-22.0]]), torch.tensor([[1], [6]])),
+        ("a.mp4", None, None): (torch.tensor([[-6.0], [-8.0]]), torch.tensor([[3], [4]])),
+        ("b.mp4", None, None): (torch.tensor([[-2.0], [-22.0]]), torch.tensor([[1], [6]])),
     }
 
     def by_hand(model, tokenizer, video, pairs):
-        sums, lengths = logps[pairs[0]["video"]]
+        sums, lengths = logps[common.segment(pairs[0])]
         return sums.clone().requires_grad_(), lengths
 
     monkeypatch.setattr(dpo, "pair_logps", by_hand)
-    batch = [(name, [{"id": f"{name}/0", "video": name}]) for name in logps]
-    videos = ((pairs, "a video that is not looked at") for _, pairs in batch)
+    batch = [(name, [{"id": f"{name}/0", "video": name}]) for name, _, _ in logps]
+    watched = ((pairs, "a video that is not looked at") for _, pairs in batch)
     args = argparse.Namespace(**ARGS | {"loss": loss, "sft_on": sft_on, "nll_weight": 1.0})
-    step = dpo.accumulate(torch.nn.Linear(1, 1), None, videos, batch, logps, args)
+    step = dpo.accumulate(torch.nn.Linear(1, 1), None, watched, batch, logps, args)
     assert step.loss == pytest.approx(expected)
     assert step.sums.tolist() == [[-6.0, -2.0], [-8.0, -22.0]]
     assert step.lengths.tolist() == [[3, 1], [4, 6]]
@@ -274,7 +275,7 @@ def test_the_first_rewards_may_differ_from_0_by_rounding_alone(tmp_path, capsys)
     check(-0.019)
     assert "first step: largest |reward| 1.9e-02: policy and reference are one model" in capsys.readouterr().out
     for reward in (0.021, -0.021):
-        (tmp_path / "reference.json").write_text("{}")
+        (tmp_path / "reference.jsonl").write_text("{}")
         with pytest.raises(common.InputError, match=r"step 1: a reward of 2.1e-02 .*no update.*a.mp4/0, a.mp4/1$"):
             check(reward)
     assert capsys.readouterr().out == ""
@@ -282,7 +283,7 @@ def test_the_first_rewards_may_differ_from_0_by_rounding_alone(tmp_path, capsys)
     # ipo's rewards are per token: of 10 tokens each, the largest mean is 2 nats, and 0.01 * 0.1 * 2 = 0.002 is rounding
     args.loss = "ipo"
     rewards = torch.tensor([[0.0, 0.0], [0.0, 0.003]])
-    (tmp_path / "reference.json").write_text("{}")
+    (tmp_path / "reference.jsonl").write_text("{}")
     with pytest.raises(common.InputError, match=r"a reward of 3.0e-03"):
         dpo.check_first_margin(dpo.Step(0.7, rewards, sums, lengths=torch.full((2, 2), 10.0)), batch, args)
 
@@ -345,11 +346,11 @@ def test_the_first_rewards_are_not_checked_where_the_reference_is_an_earlier_run
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dpo, "accumulate", interrupt)
         train("model")
-    path = pairs.parent / "model" / "reference.json"
-    reference = common.read_json(path)
-    for sums, _ in reference.values():
-        sums[0] = [logp - 1.0 for logp in sums[0]]
-    common.write_json(path, reference)
+    path = pairs.parent / "model" / "reference.jsonl"
+    rows = common.read_jsonl(path)
+    for row in rows:
+        row["sums"][0] = [logp - 1.0 for logp in row["sums"][0]]
+    common.write_jsonl(path, rows)
 
     capsys.readouterr()
     _, [first] = train("model")
@@ -370,7 +371,7 @@ def test_a_loss_without_a_reference_has_no_reference_pass_and_no_such_check(trai
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dpo, "accumulate", interrupt)
         train("without")
-    assert not (pairs.parent / "without" / "reference.json").exists()
+    assert not (pairs.parent / "without" / "reference.jsonl").exists()
     _, [first] = train("without")
     said = capsys.readouterr()
     assert "training: " in said.err
@@ -381,7 +382,125 @@ def test_a_loss_without_a_reference_has_no_reference_pass_and_no_such_check(trai
 
 
 # ------------------------------------------------------------------------------
+# Pairs about segments of a video
+
+# The seconds of a.mp4 that each of its pairs is about; b.mp4 is shown whole
+SEGMENTS = [(0.0, 1.0), (1.0, 2.0), (0.0, 1.0), (None, None)]
+
+
+@pytest.fixture
+def pairs_with_segments(pairs):
+    """Write the four pairs again, with start and end: three segments of two videos."""
+    rows = common.read_jsonl(pairs)
+    for row, (start, end) in zip(rows, SEGMENTS):
+        row |= {"start": start, "end": end}
+    common.write_jsonl(pairs, rows)
+    return pairs
+
+
+def test_pairs_are_grouped_by_segment_also_where_others_lie_between():
+    rows = [{"video": "a", "start": start, "end": end} for start, end in SEGMENTS]
+    assert common.group_by_segment(rows) == [("a", [rows[0], rows[2]]), ("a", [rows[1]]), ("a", [rows[3]])]
+
+
+def test_each_segment_has_its_own_reference_and_all_are_trained_on(train, pairs_with_segments, model, tokenizer):
+    # One step of all: the rewards of the first step are 0 only if each pair's reference is of the seconds that it is
+    # shown, which check_first_margin would refuse otherwise
+    _, [first] = train("model", "--videos-per-step", "3")
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+
+    # The log-probs are those of each segment, computed alone
+    sums = []
+    for row in common.read_jsonl(pairs_with_segments)[:4]:
+        frames, _ = media.sample_frames(pairs_with_segments.parent / row["video"], 8, row["start"], row["end"])
+        video = vlm.Video(model, tokenizer, frames)
+        prompt = common.ANSWER_PROMPT.format(question=row["question"])
+        with torch.no_grad():
+            [logp], _ = vlm.branch_logps(model, video, [vlm.encode_branch(tokenizer, prompt, row["chosen"])])
+        sums.append(logp.item())
+    assert first["logps/chosen"] == pytest.approx(sum(sums) / 4, abs=1e-4)
+
+
+def test_every_segment_is_in_every_epoch(train, pairs_with_segments, monkeypatch):
+    trained_on = []
+    accumulate = dpo.accumulate
+
+    def note(model, tokenizer, watched, *rest):
+        watched = list(watched)
+        trained_on.append([[pair["id"] for pair in pairs] for pairs, _ in watched])
+        return accumulate(model, tokenizer, watched, *rest)
+
+    monkeypatch.setattr(dpo, "accumulate", note)
+    train("model", "--videos-per-step", "2", "--epochs", "2")
+    assert [len(step) for step in trained_on] == [2, 1, 2, 1]  # an epoch ends with a step
+    for epoch in (trained_on[:2], trained_on[2:]):
+        ids = sorted(id for step in epoch for segment in step for id in segment)
+        assert ids == ["a.mp4/0", "a.mp4/1", "a.mp4/2", "b.mp4/3"]
+
+
+def test_a_training_stopped_after_any_step_resumes_to_the_same_bytes(train, pairs_with_segments, monkeypatch):
+    # Three segments, two a step, three epochs: every second step is short
+    flags = ("--lr", "1e-3", "--epochs", "3", "--videos-per-step", "2", "--save-every", "1")
+    whole, steps = train("whole", *flags)
+    assert len(steps) == 6
+    for n_steps in range(6):
+        name = f"stopped after {n_steps}"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(dpo, "accumulate", interrupt_after(n_steps))
+            train(name, *flags)
+        output, metrics = train(name, *flags)
+        assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert without_speed(metrics) == without_speed(steps)
+
+
+# ------------------------------------------------------------------------------
 # It is stopped, and resumes
+
+
+def test_the_reference_pass_resumes_where_it_was_stopped(train, pairs_with_segments, monkeypatch):
+    whole, _ = train("whole", "--lr", "1e-3")
+    pair_logps = dpo.pair_logps
+    computed = []
+
+    def stop_in_the_third(model, tokenizer, video, pairs):
+        computed.append(len(pairs))
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        return pair_logps(model, tokenizer, video, pairs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "pair_logps", stop_in_the_third)
+        train("stopped", "--lr", "1e-3")
+    path = pairs_with_segments.parent / "stopped" / "reference.jsonl"
+    assert len(common.read_jsonl(path)) == 2
+    with path.open("a") as file:
+        file.write('{"video": "b.m')  # a line that was not finished
+
+    computed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "pair_logps", lambda *args: computed.append(1) or pair_logps(*args))
+        stopped, _ = train("stopped", "--lr", "1e-3")
+    assert len(computed) == 1 + 3  # what was left of the reference, and one step of three segments
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_after_the_last_step_nothing_is_computed_again(train, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "save", interrupt)
+        train("model", "--epochs", "2")
+    monkeypatch.setattr(dpo, "accumulate", interrupt)
+    _, metrics = train("model", "--epochs", "2")
+    assert len(metrics) == 2
+
+
+def test_without_clipping_the_gradient_is_as_it_is(train):
+    def first_update(name, *flags):
+        output, [first] = train(name, "--lr", "1e-3", "--warmup", "0", *flags)
+        return (output / "model.safetensors").read_bytes(), first["grad_norm"]
+
+    none, norm = first_update("none", "--max-grad-norm", "0")
+    assert (none, norm) == first_update("wide", "--max-grad-norm", "1e9")
+    assert none != (first_update("narrow", "--max-grad-norm", "1e-9"))[0]
 
 
 def test_a_finished_training_is_left_alone_and_other_arguments_are_refused(train, capsys):
@@ -427,7 +546,7 @@ def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monke
     assert without_speed(metrics) == without_speed(steps)
     # What was needed to resume is deleted
     assert not list(output.glob("checkpoint*"))
-    assert not (output / "reference.json").exists()
+    assert not (output / "reference.jsonl").exists()
 
 
 def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
@@ -436,11 +555,11 @@ def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
         patch.setattr(dpo, "save", interrupt)
         train("model", *flags)
     files = sorted((pairs.parent / "model").glob("checkpoint-*"))
-    assert [file.name for file in files] == ["checkpoint-000002.state", "checkpoint-000004.state"]
+    assert [file.name for file in files] == ["checkpoint-000004.state", "checkpoint-000006.state"]
 
     newest = files[1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(common.InputError, match="checkpoint-000004.state: .*resumes from the checkpoint before it"):
+    with pytest.raises(common.InputError, match="checkpoint-000006.state: .*resumes from the checkpoint before it"):
         train("model", *flags)
     newest.unlink()
     _, metrics = train("model", *flags)

@@ -247,14 +247,14 @@ def trace(model, tokenizer, video, monkeypatch):
     reference = {}
     for name in "123":
         batch.append((name, [{"video": name, "question": question, "chosen": chosen, "rejected": rejected}]))
-        reference[name] = torch.tensor([[-7.0], [-8.0]]), torch.tensor([[5], [6]])
-    videos = ((pairs, video) for _, pairs in batch)
+        reference[name, None, None] = torch.tensor([[-7.0], [-8.0]]), torch.tensor([[5], [6]])
+    watched = ((pairs, video) for _, pairs in batch)
 
     args = argparse.Namespace(loss="sigmoid", sft_on="chosen", beta=0.5, label_smoothing=0.0, nll_weight=0.0)
     dpo.freeze_all_but_language(model)
     with monkeypatch.context() as patch:
         patch.setattr(dpo, "pair_logps", traced)
-        step = dpo.accumulate(model, tokenizer, videos, batch, reference, args)
+        step = dpo.accumulate(model, tokenizer, watched, batch, reference, args)
     return order, step
 
 

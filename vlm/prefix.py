@@ -79,12 +79,9 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
     size = model.config.vision_config.image_size[0]
     shrink = functools.partial(families.shrink, size=size)
 
-    def bounds(row):
-        return row.get("start"), row.get("end")
-
     segments = []  # (video, rows that are shown the same seconds of it)
     for name, rows in groups:
-        segments += [(name, list(part)) for _, part in itertools.groupby(rows, bounds)]
+        segments += [(name, list(part)) for _, part in itertools.groupby(rows, common.segment)]
 
     with ThreadPoolExecutor(max_workers=1) as thread:
 
@@ -95,11 +92,13 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
             name, rows = segments[number]
             if all("dropped" in row for row in rows):
                 return None
+            _, start, end = common.segment(rows[0])
             return thread.submit(
                 media.sample_frames,
                 Path(root) / name,
                 n_frames,
-                *bounds(rows[0]),
+                start,
+                end,
                 by_rate="benchmark" in rows[0],
                 shrink=shrink,
             )
