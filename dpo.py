@@ -294,6 +294,20 @@ def read_pairs(args):
     return root, common.group_by_segment(pairs)
 
 
+def tell_if_off_policy(args, meta: dict):
+    """Print a line if the pairs were made by another model than the one that is trained on them."""
+    path = common.meta_path(args.input)
+    if not path.exists():
+        return
+    made = common.read_json(path)
+    made_by = made.get("content", {}).get("model")
+    if made_by and made_by != meta["content"]["model"]:
+        print(
+            f"off-policy: the pairs were made by another model, {made['arguments']['model']}, "
+            f"than the one that is trained on them, {args.model}"
+        )
+
+
 def load_policy(args):
     """Load the model to be trained, with LoRA's factors if they are what is trained.
 
@@ -605,6 +619,7 @@ def main():
     lock = common.begin(args.output, meta, args.overwrite)  # held until main returns
     if not lock:
         return  # finished already
+    tell_if_off_policy(args, meta)
     started = time.time()
 
     # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.

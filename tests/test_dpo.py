@@ -493,6 +493,15 @@ def test_after_the_last_step_nothing_is_computed_again(train, monkeypatch):
     assert len(metrics) == 2
 
 
+def test_pairs_of_another_model_are_said_to_be_off_policy(train, pairs, capsys):
+    meta = common.read_json(common.meta_path(pairs))
+    for made_by, said in ((common.fingerprint(MODEL), False), ("0123456789abcdef", True)):
+        meta |= {"arguments": {"model": "another"}, "content": {"model": made_by}}
+        common.write_json(common.meta_path(pairs), meta)
+        train(f"model {said}")
+        assert ("off-policy: the pairs were made by another model, another" in capsys.readouterr().out) == said
+
+
 def test_without_clipping_the_gradient_is_as_it_is(train):
     def first_update(name, *flags):
         output, [first] = train(name, "--lr", "1e-3", "--warmup", "0", *flags)
