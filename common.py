@@ -267,17 +267,57 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return super()._get_help_string(action)
 
 
-def at_least(least: int):
-    """Make an argparse type: a whole number that is not below `least`."""
+def at_least(least: int, most: int = 2**31 - 1):
+    """Make an argparse type: a whole number from `least` to `most`."""
 
     def whole_number(text):
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is too low, it must be {least} or more")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is too high, it must be {most} or less")
         return value
 
     whole_number.__name__ = "whole number"  # argparse: invalid whole number value: 'x'
     return whole_number
+
+
+def number_between(low: float, high: float = math.inf, above: bool = False, below: bool = False):
+    """Make an argparse type: a number from `low` to `high` that is a number in float32, too.
+
+    Models compute in float32, where 1e39 is infinite and 1e-46 is 0: both are refused, like inf
+    and nan.
+
+    Args:
+        above: whether it must be above `low`, so that `low` itself is refused
+        below: whether it must be below `high`
+    """
+    limits = []
+    if low > -math.inf:
+        limits.append(f"above {low}" if above else f"{low} or more")
+    if high < math.inf:
+        limits.append(f"below {high}" if below else f"{high} or less")
+    expected = " and ".join(limits) or "a number"
+
+    def number(text):
+        value = float(text)
+        with np.errstate(over="ignore", under="ignore"):
+            single = float(np.float32(value))
+        if not math.isfinite(single) or (single == 0) != (value == 0):
+            raise argparse.ArgumentTypeError(
+                f"{text} is no number in float32, it must be {expected}"
+            )
+        too_low = value <= low if above else value < low
+        too_high = value >= high if below else value > high
+        if too_low or too_high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range, it must be {expected}")
+        return value
+
+    return number
+
+
+# Of random numbers. The largest is what PyTorch's generators take
+seed_number = at_least(0, 2**63 - 1)
 
 
 def make_parser(
@@ -327,7 +367,7 @@ def make_parser(
     )
     files.add_argument(
         "--max-bad",
-        type=float,
+        type=number_between(0, 1),
         default=0.5,
         metavar="SHARE",
         help="stop if more than this share of the videos is unreadable; 1.0: never",

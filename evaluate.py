@@ -453,7 +453,7 @@ def parse_args():
         help="what an unparsed reply counts as; random: an option is drawn, as lmms-eval does "
         "for some benchmarks",
     )
-    add("--seed", type=common.at_least(0), default=0, help="of --unparsed random")
+    add("--seed", type=common.seed_number, default=0, help="of --unparsed random")
     add(
         "--rescore",
         action="store_true",

@@ -282,12 +282,20 @@ def parse_args():
     )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
-        "--temperature", type=float, default=1.0, help="of the initial answers; 0 is greedy"
+        "--temperature",
+        type=common.number_between(0),
+        default=1.0,
+        help="of the initial answers; 0 is greedy",
     )
-    sampling.add_argument("--top-p", type=float, default=1.0, help="of the initial answers")
+    sampling.add_argument(
+        "--top-p",
+        type=common.number_between(0, 1, above=True),
+        default=1.0,
+        help="of the initial answers",
+    )
     sampling.add_argument(
         "--seed",
-        type=common.at_least(0),
+        type=common.seed_number,
         default=0,
         help="of questions, answers, and the draw of --limit",
     )

@@ -1,5 +1,6 @@
 """The stages as they are run, on a handful of videos, with the shipped model; and what they refuse."""
 
+import argparse
 import json
 import re
 import shutil
@@ -194,6 +195,53 @@ def test_numbers_that_are_too_low_are_refused_by_name(option, least, stages, mon
         assert refusal.value.code == 2
         said = capsys.readouterr().err
         assert f"argument --{option}: {least - 1} is too low, it must be {least} or more" in said
+
+
+@pytest.mark.parametrize(
+    "option, good, bad, stages",
+    [
+        # float32 ends at 3.4e38, and begins with 1.4e-45: what is beyond is infinite there, or 0
+        ("temperature", ["0", "0.7", "1e38"], ["-0.1", "1e39", "1e-46"], [generate]),
+        ("top-p", ["1e-6", "1"], ["0", "1.001", "1e-46"], [generate]),
+        ("max-bad", ["0", "1"], ["-0.1", "1.1"], STAGES),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_in_one_line(option, good, bad, stages, monkeypatch, capsys):
+    for stage in stages:
+        for value in good:
+            args = parse(stage, monkeypatch, f"--{option}={value}")
+            assert vars(args)[option.replace("-", "_")] == float(value)
+        for value in [*bad, "nan", "inf", "-inf", "1e400", "half"]:
+            with pytest.raises(SystemExit) as refusal:
+                parse(stage, monkeypatch, f"--{option}={value}")
+            assert refusal.value.code == 2
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert f"argument --{option}: " in said
+            assert value in said
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("0.0", "0.0 is out of range, it must be above 0 and below 0.5"),
+        ("0.5", "0.5 is out of range, it must be above 0 and below 0.5"),
+        ("nan", "nan is no number in float32, it must be above 0 and below 0.5"),
+    ],
+)
+def test_the_ends_of_a_range_may_be_left_out(text, message):
+    number = common.number_between(0, 0.5, above=True, below=True)
+    assert number("0.25") == 0.25
+    with pytest.raises(argparse.ArgumentTypeError) as refusal:
+        number(text)
+    assert str(refusal.value) == message
+
+
+def test_a_whole_number_that_nothing_can_count_to_is_refused(monkeypatch, capsys):
+    assert parse(generate, monkeypatch, "--seed", str(2**63 - 1)).seed == 2**63 - 1
+    for option, most in [("seed", 2**63 - 1), ("frames", 2**31 - 1), ("max-new-tokens", 2**31 - 1)]:
+        with pytest.raises(SystemExit):
+            parse(generate, monkeypatch, f"--{option}", str(most + 1))
+        assert f"argument --{option}: {most + 1} is too high" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
