@@ -31,6 +31,7 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +52,9 @@ PER_TOKEN = ("ipo",)
 # Losses that need no reference, such as SimPO: none is here yet. Theirs is 0, without a pass.
 # sft is not among them: the rewards that it reports need one
 REFERENCE_FREE = ()
+
+# What is in the output until the training is finished, beside the metrics, which stay
+WORKING_FILES = ("metrics.jsonl", "reference.jsonl", "checkpoint-*", "checkpoint.part", "part")
 
 # ------------------------------------------------------------------------------
 # The loss
@@ -502,7 +506,53 @@ def summarize(passes: Step) -> dict:
     return metrics
 
 
-def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict):
+def begin(args, meta: dict):
+    """Begin the output as common.begin does -> its lock; None if it is finished.
+
+    Raises:
+        InputError: also if --overwrite would remove what dpo.py did not write
+    """
+    lock = common.begin(args.output, meta, args.overwrite)
+    if lock and args.overwrite and args.output.exists():
+        list_own(args.output)
+    if lock:
+        tell_if_off_policy(args, meta)
+    return lock
+
+
+def list_own(output: Path) -> list[Path]:
+    """List what dpo.py wrote into its output, as its meta.json and the names say.
+
+    Raises:
+        InputError: if there is anything else, which --overwrite would remove
+    """
+    meta = common.read_json(common.meta_path(output))
+    own = []
+    others = []
+    for path in sorted(output.iterdir()):
+        is_working_file = any(path.match(pattern) for pattern in WORKING_FILES)
+        mine = is_working_file or path.name in meta.get("files", ())
+        (own if mine else others).append(path)
+    if others:
+        names = ", ".join(path.name for path in others)
+        raise common.InputError(
+            f"{output}: --overwrite would remove what dpo.py did not write: {names}. "
+            "Move it away, or choose another --output"
+        )
+    return own
+
+
+def clear(output: Path, meta: dict):
+    """Remove what dpo.py wrote into an output that is overwritten; write the new meta.json."""
+    for path in list_own(output):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    common.write_json(common.meta_path(output), meta)
+
+
+def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: dict):
     """Write the model, complete like its base, or the adapter as PEFT does; and a model card.
 
     All files are written to part/, then moved into place one by one. After that meta.json says
@@ -524,10 +574,14 @@ Last step: `{json.dumps(last)}`
 """
     (part / "README.md").write_text(card)
 
-    for file in part.iterdir():
+    files = sorted(part.iterdir())
+    # Named first: what --overwrite may remove is known also if this process is killed here
+    meta = meta | {"files": [file.name for file in files]}
+    common.write_json(common.meta_path(args.output), meta)
+    for file in files:
         os.replace(file, args.output / file.name)
     part.rmdir()
-    common.write_json(common.meta_path(args.output), meta)
+    common.write_json(common.meta_path(args.output), meta | {"finished": finished})
     for file in (args.output / "reference.jsonl", *args.output.glob("checkpoint*")):
         file.unlink(missing_ok=True)
     print(
@@ -547,17 +601,22 @@ def parse_args():
 
     add = parser.add_argument_group("the loss").add_argument
     add("--loss", choices=LOSSES, default="sigmoid", help="sft: cross-entropy on one side")
-    add("--beta", type=float, default=0.1, help="strength of the tie to the reference")
+    add(
+        "--beta",
+        type=common.number_between(0, above=True),
+        default=0.1,
+        help="strength of the tie to the reference",
+    )
     add(
         "--label-smoothing",
-        type=float,
+        type=common.number_between(0, 0.5, below=True),
         default=0.0,
         metavar="SHARE",
         help="of pairs that are assumed to be inverted (sigmoid only)",
     )
     add(
         "--nll-weight",
-        type=float,
+        type=common.number_between(0),
         default=0.0,
         metavar="W",
         help="of an added cross-entropy on chosen, a mean over its tokens",
@@ -573,12 +632,14 @@ def parse_args():
         metavar="R",
         help="of a new adapter, whose lora_alpha is 2 R; one that is trained further keeps its own",
     )
-    add("--lr", type=float, default=5e-7, help="peak learning rate")
-    add("--warmup", type=float, default=0.1, metavar="SHARE", help="of the steps")
-    add("--weight-decay", type=float, default=0.0, metavar="W", help="of AdamW")
+    add("--lr", type=common.number_between(0, above=True), default=5e-7, help="peak learning rate")
+    share = common.number_between(0, 1)
+    add("--warmup", type=share, default=0.1, metavar="SHARE", help="of the steps")
+    positive = common.number_between(0)
+    add("--weight-decay", type=positive, default=0.0, metavar="W", help="of AdamW")
     add(
         "--max-grad-norm",
-        type=float,
+        type=positive,
         default=1.0,
         metavar="NORM",
         help="clips the gradient; 0: no clipping",
@@ -591,7 +652,7 @@ def parse_args():
         metavar="N",
         help="gradients add up over the pairs of N videos, or segments of videos",
     )
-    add("--seed", type=common.at_least(0), default=0, help="of the order, and of new factors")
+    add("--seed", type=common.seed_number, default=0, help="of the order, and of new factors")
 
     add = parser.add_argument_group("memory and disk").add_argument
     add(
@@ -607,7 +668,10 @@ def parse_args():
         help="between checkpoints, from which a stopped training resumes; each takes 12 bytes "
         "for every trained weight",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.label_smoothing and args.loss != "sigmoid":
+        parser.error("--label-smoothing belongs to --loss sigmoid alone")
+    return args
 
 
 def main():
@@ -616,16 +680,15 @@ def main():
     root, groups = read_pairs(args)
     vlm.check_model(args.model)
     meta = common.make_meta(args, [common.ANSWER_PROMPT], root, groups)
-    lock = common.begin(args.output, meta, args.overwrite)  # held until main returns
+    lock = begin(args, meta)  # held until main returns
     if not lock:
         return  # finished already
-    tell_if_off_policy(args, meta)
     started = time.time()
 
     # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.
     model, tokenizer, adapter = load_policy(args)
-    if args.overwrite:
-        common.clear(args.output, meta)
+    if args.overwrite and args.output.exists():
+        clear(args.output, meta)
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
     masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
@@ -672,7 +735,7 @@ def main():
 
     n_pairs = sum(len(pairs) for _, pairs in groups)
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}
-    save(model, tokenizer, args, adapter, n_pairs, meta | {"finished": finished})
+    save(model, tokenizer, args, adapter, n_pairs, meta, finished)
 
 
 if __name__ == "__main__":

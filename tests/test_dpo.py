@@ -523,6 +523,45 @@ def test_a_finished_training_is_left_alone_and_other_arguments_are_refused(train
         train("model", "--beta", "0.2")
 
 
+def test_overwrite_removes_what_dpo_wrote_and_nothing_else(train, pairs):
+    output, _ = train("model", "--epochs", "2")
+    names = {path.name for path in output.iterdir()}
+    (output / "eval").mkdir()
+    (output / "eval" / "results.json").write_text("{}")
+    (output / "notes.txt").write_text("beta is too small")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(common.InputError, match="--overwrite would remove .*: eval, notes.txt. Move it away"):
+        train("model", "--beta", "0.2", "--overwrite")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+    (output / "eval" / "results.json").unlink()
+    (output / "eval").rmdir()
+    (output / "notes.txt").unlink()
+    train("model", "--beta", "0.2", "--overwrite")
+    assert {path.name for path in output.iterdir()} == names
+
+
+def test_overwrite_follows_a_link_to_the_output_and_keeps_it(train, pairs):
+    train("model")
+    (pairs.parent / "link").symlink_to(pairs.parent / "model")
+    (pairs.parent / "link.meta.json").symlink_to(pairs.parent / "model.meta.json")
+    train("link", "--beta", "0.2", "--overwrite")
+    assert (pairs.parent / "link").is_symlink()
+    assert (pairs.parent / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("moment", ["begun", "saving"])
+def test_overwrite_also_removes_what_a_killed_run_left(train, pairs, monkeypatch, moment):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if moment == "begun":
+            patch.setattr(dpo, "accumulate", interrupt)
+        else:
+            patch.setattr(pathlib.Path, "rmdir", interrupt)  # all files are in place
+        train("model")
+    output, _ = train("model", "--beta", "0.2", "--overwrite")
+    assert (output / "model.safetensors").exists()
+
+
 def interrupt_after(n_steps):
     """Make an accumulate that does n steps and stops the training in the next one."""
     accumulate = dpo.accumulate
