@@ -12,19 +12,18 @@ from pathlib import Path
 
 import cv2
 
+from media import jpeg
 from media.decode import grab_each
 
 # What in a packet says which pictures follow, by codec (the letters that OpenCV gives it). A video
 # with another codec is not looked through.
-JPEG = rb"\xff[\xc0-\xc2]\x00[\x0b\x11](\x08.{4}(?:\x01...|\x03.{9}))"  # SOF (ITU-T T.81, B.2.2)
 VP8 = rb"^...\x9d\x01\x2a(.{4})"  # a key frame's width and height (RFC 6386, 9.1)
-VP9 = rb"^.\x49\x83\x42(.{4})"  # and here with its color format (VP9 bitstream, 6.2)
+VP9 = rb"^.\x49\x83\x42(.{5})"  # and here with its color format (VP9 bitstream, 6.2)
 MPEG2 = rb"\x00\x00\x01\xb3(.{3})"  # sequence header (ISO 13818-2, 6.2.2.1)
 MPEG4 = rb"\x00\x00\x01[\x20-\x2f](.+?)\x00\x00\x01"  # video object layer (ISO 14496-2, 6.2.3)
 H264 = rb"\x00\x00\x01[\x07\x27\x47\x67](.+?)(?=\x00\x00[\x00\x01]|$)"  # sequence parameter set
 HEVC = rb"\x00\x00\x01\x42\x01(.+?)(?=\x00\x00[\x00\x01]|$)"  # the same there
 PARAMETERS = {
-    "mjpg": JPEG,
     "vp80": VP8,
     "vp90": VP9,
     "mpg1": MPEG2,
@@ -44,7 +43,7 @@ PARAMETERS = {
 }
 # These parameters say more than size and format, so those are asked for if the parameters differ
 SAY_MORE = (MPEG4, H264, HEVC)
-HEAD = 4096  # bytes of a packet in which its parameters are; they come first, but for JPEG's tables
+HEAD = 4096  # bytes of a packet in which its parameters are
 
 
 def check_same_size(path: Path, codec: str, most_packets: int | None = None):
@@ -54,19 +53,15 @@ def check_same_size(path: Path, codec: str, most_packets: int | None = None):
         codec: its four letters, as Header has them
         most_packets: look no further than so many packets
     """
-    pattern = PARAMETERS.get(codec.lower())
-    if pattern is None:
+    if codec.lower() not in ("mjpg", *PARAMETERS):
         return
     known = {}  # parameters -> size and format
     for number, packet in enumerate(read_packets(path)):
         if most_packets is not None and number > most_packets:
             return
-        for parameters in re.findall(pattern, packet[:HEAD], re.DOTALL):
+        for parameters in find_parameters(packet, codec.lower()):
             if parameters not in known:
-                says_more = pattern in SAY_MORE
-                known[parameters] = (
-                    measure(packet, pattern, parameters) if says_more else parameters
-                )
+                known[parameters] = find_size(packet, parameters, codec.lower())
         if len(set(known.values()) - {None}) > 1:
             raise OSError(
                 f"{path}: its pictures change their size or format at packet {number}, and OpenCV "
@@ -74,13 +69,31 @@ def check_same_size(path: Path, codec: str, most_packets: int | None = None):
             )
 
 
+def find_parameters(packet: bytes, codec: str) -> list[bytes]:
+    """Find what a packet says about the pictures that follow; empty if it says nothing."""
+    if codec == "mjpg":
+        frame_header = jpeg.find_frame_header(packet)
+        return [frame_header] if frame_header else []
+    found = re.findall(PARAMETERS[codec], packet[:HEAD], re.DOTALL)
+    if codec == "vp90":  # 36 bits: 3 of color, 1 of range, 16 of width, 16 of height
+        return [parameters[:4] + bytes([parameters[4] & 0xF0]) for parameters in found]
+    return found
+
+
+def find_size(packet: bytes, parameters: bytes, codec: str) -> tuple | bytes | None:
+    """Give what stands for the size and format of the pictures with these parameters."""
+    pattern = PARAMETERS.get(codec)
+    if pattern in SAY_MORE:
+        return measure(packet, pattern, parameters)
+    return parameters
+
+
 def read_packets(path: Path):
     """Yield the packets of a video file, bytes, without decoding them."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     for _ in grab_each(capture):
-        is_packet, packet = capture.retrieve()
-        if is_packet:
-            yield packet.tobytes()
+        _, packet = capture.retrieve()
+        yield b"" if packet is None else packet.tobytes()  # None: an empty one
 
 
 def measure(packet: bytes, pattern: bytes, parameters: bytes) -> tuple | None:
@@ -98,11 +111,10 @@ def measure(packet: bytes, pattern: bytes, parameters: bytes) -> tuple | None:
         file.write(head + packet[HEAD:])
         file.flush()
         capture = cv2.VideoCapture(file.name, cv2.CAP_FFMPEG)
-        if not capture.isOpened():
-            return None
         properties = (
             cv2.CAP_PROP_FRAME_WIDTH,
             cv2.CAP_PROP_FRAME_HEIGHT,
             cv2.CAP_PROP_CODEC_PIXEL_FORMAT,
         )
-        return tuple(capture.get(name) for name in properties)
+        size = tuple(capture.get(name) for name in properties)
+    return size if size[0] else None

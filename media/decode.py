@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 import common
+from media import jpeg
 
 # So many times in a row the decoder is asked for a frame before the file counts as ended. It says
 # no for a packet that is damaged, and for every 4,096 packets of sound without a picture.
@@ -143,7 +144,7 @@ def read_picture(path: Path, shrink: Callable | None = None) -> tuple[np.ndarray
     check_file(path)
     with errors_of(f"{path} cannot be read"):
         image = cv2.imread(str(path))
-        if image is None:
+        if image is None or jpeg.is_cut_off(path.read_bytes()):
             raise OSError(f"{path} cannot be read: it is damaged, or not a picture")
         return convert(image, shrink), image.shape[:2]
 
@@ -154,7 +155,7 @@ def is_animated(head: bytes) -> bool:
     WebP has a flag for it in its first chunk, VP8X (RFC 9649); PNG has a chunk acTL before its
     pixels, IDAT (third edition of its specification).
     """
-    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20:
         return bool(head[20] & 0b10)
     if head[:8] == b"\x89PNG\r\n\x1a\n":
         before_pixels, _, _ = head.partition(b"IDAT")
@@ -180,13 +181,15 @@ def check_file(path: Path):
         if kind in kinds:
             raise OSError(f"{path}: {kinds[kind]}")
         with path.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(2**16)
     except OSError as error:
         if error.errno is None:  # it is the one above
             raise
         raise OSError(f"{path}: {error.strerror}") from error
     if is_animated(head):
         raise OSError(f"{path}: an animated picture cannot be read; convert it to .mp4 or .gif")
+    if head.startswith(b"#EXTM3U"):  # a live one would be waited for
+        raise OSError(f"{path}: a playlist, not a video")
 
 
 @contextlib.contextmanager

@@ -19,10 +19,11 @@ from media.decode import (
     read_picture,
     why_undecodable,
 )
-from media.find import IMAGE_SUFFIXES, is_shown
+from media.find import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_shown
+from media.whole import is_cut_off
 
 FOLDER_FPS = 3.0  # frames per second of a folder of frames, as in MVBench
-LEAST_SHARE = 0.5  # of a video's seconds: if less can be decoded, it is refused
+LEAST_SHARE = 0.5  # of a cut video's seconds: if less is left, it is refused
 WHOLE_SHARE = 0.95  # if less than this, the rows say so
 TOLERANCE = 0.001  # in seconds: OpenCV gives times in floats
 
@@ -148,7 +149,7 @@ def list_images(folder: Path) -> list[Path]:
 
     A number may have a decimal point, as in a name that says seconds: 10.25.jpg is before 10.5.jpg.
     But where fractions have several lengths and one ends in 0, points only separate: 1.9.jpg is
-    before 1.10.jpg.
+    before 1.10.jpg. The digit of a suffix is no number: clip.mp4.5.jpg is before clip.mp4.15.jpg.
     """
     images = []
     try:
@@ -158,17 +159,24 @@ def list_images(folder: Path) -> list[Path]:
     except OSError as error:
         raise OSError(f"{folder}: {error.strerror}") from error
 
-    fractions = {part for file in images for part in re.findall(r"\d\.(\d+)", file.stem)}
+    stems = {file: without_suffixes(file.stem) for file in images}
+    fractions = {part for stem in stems.values() for part in re.findall(r"\d\.(\d+)", stem)}
     differ = len({len(fraction) for fraction in fractions}) > 1
     separate = differ and any(re.fullmatch(r"\d+0", fraction) for fraction in fractions)
     number = r"(\d+)" if separate else r"(\d+(?:\.\d+)?)"
 
     def in_order(file):
-        parts = re.split(number, file.stem)  # text, number, text, number, ...
+        parts = re.split(number, stems[file])  # text, number, text, number, ...
         parts[1::2] = [float(part) for part in parts[1::2]]
         return parts, file.name
 
     return sorted(images, key=in_order)
+
+
+def without_suffixes(stem: str) -> str:
+    """Take the suffixes of videos out of the name of an image: clip.mp4.5 -> clip.5."""
+    parts = stem.split(".")
+    return ".".join(part for part in parts if f".{part.lower()}" not in VIDEO_SUFFIXES)
 
 
 # ------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ def is_past(wanted: Wanted, header: Header, number: int, seconds: float) -> bool
 
 
 def check_coverage(path: Path, wanted: Wanted, header: Header, decoded: Decoded) -> str | None:
-    """Say how much of a video, or of [start, end], can be decoded; None if it is all.
+    """Say how much of a file that was cut off, or of its [start, end], is left; None if all of it.
 
     It is measured in seconds and not in frames: a file may announce frames that only repeat others.
 
@@ -236,6 +244,8 @@ def check_coverage(path: Path, wanted: Wanted, header: Header, decoded: Decoded)
     claimed = max(header.announced * length, reached)
     if not wanted.by_rate:
         check_start(path, wanted.start, claimed)
+    if not is_cut_off(path):
+        return None
 
     begin = min(wanted.start or 0.0, claimed)
     if wanted.end is not None:

@@ -32,6 +32,7 @@ class Shown(NamedTuple):
     start: float | None = None
     end: float | None = None
     warning: str = ""  # words of it; empty: there must be none
+    first: int = 0  # number of the first frame that is shown
 
 
 class Refused(NamedTuple):
@@ -114,8 +115,59 @@ def cut(path: Path, left: int) -> Case:
 
 
 def wrong_count(directory: Path, rng) -> Case:
-    """Make a header claim fewer frames than there are."""
-    odd_files.write_avi(directory / "a.avi", numbered_packets(N), int(rng.integers(1, N)))
+    """Make a header claim fewer frames than there are, or more."""
+    odd_files.write_avi(directory / "a.avi", numbered_packets(N), int(rng.integers(1, 9 * N)))
+    return Shown(directory / "a.avi", [number / FPS for number in range(N)])
+
+
+def hidden_start(directory: Path, rng) -> Case:
+    """Hide the first frames, as is done to cut a clip out of a longer video without encoding it."""
+    path = odd_files.write_video(directory / "a.mp4", N, "mp4v")
+    shown = int(rng.integers(2, N))
+    odd_files.show_last(path, shown, N)
+    return Shown(path, [number / FPS for number in range(shown)], first=N - shown)
+
+
+def held_last_frame(directory: Path, rng) -> Case:
+    """Let the last frame of an animation stay for ten times as long as all others."""
+    animation = cv2.Animation()
+    animation.frames = [picture(number) for number in range(8)]
+    animation.durations = np.array([100] * 7 + [8000])
+    cv2.imwriteanimation(str(directory / "a.gif"), animation)
+    return Shown(directory / "a.gif", [number / 10 for number in range(8)])
+
+
+def hole(directory: Path, rng) -> Case:
+    """Put zeros in place of some packets of an .mp4, as a download with gaps has them."""
+    path = odd_files.write_video(directory / "a.mp4", N, "mp4v")
+    begin = odd_files.move_index_to_front(path)
+    sizes = odd_files.read_sizes(path.read_bytes())
+    data = bytearray(path.read_bytes())
+    first, last = 13, 24  # the second of two groups of pictures begins at 12
+    place = begin + sum(sizes[:first])
+    length = sum(sizes[first:last])
+    data[place : place + length] = bytes(length)
+    path.write_bytes(data)
+    return Shown(path, [number / FPS for number in range(first)])
+
+
+def playlist(directory: Path, rng) -> Case:
+    """Make a playlist of a live stream, which has no end, with the name of a video."""
+    odd_files.write_video(directory / "b.ts", N, "mpg2")
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:1", "#EXT-X-VERSION:3", "#EXTINF:1,", "b.ts", ""]
+    (directory / "a.mp4").write_text("\n".join(lines))
+    return Refused(directory / "a.mp4", "a playlist, not a video")
+
+
+def thumbnails(directory: Path, rng) -> Case:
+    """Make motion JPEG whose packets have thumbnails in them: their size is not the picture's."""
+    packets = []
+    for number in range(N):
+        thumbnail = b"Exif" + encode(picture(0, 8 + 8 * (number % 2), 8))
+        jpeg = encode(picture(number))
+        segment = b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail
+        packets.append(Packet(jpeg[:2] + segment + jpeg[2:]))
+    odd_files.write_avi(directory / "a.avi", packets, N)
     return Shown(directory / "a.avi", [number / FPS for number in range(N)])
 
 
@@ -195,6 +247,7 @@ def no_video(directory: Path, rng) -> Case:
     path = directory / f"a{rng.choice(media.VIDEO_SUFFIXES)}"
     contents = [
         b"",
+        b"RIFF\x10\0\0\0WEBPVP8X",
         b"version https://git-lfs.github.com/spec/v1\n",
         rng.bytes(1000),
         bytes(10_000),
@@ -276,6 +329,15 @@ def huge_picture(directory: Path, rng) -> Case:
     return Refused(directory, "cannot be read")
 
 
+def cut_picture(directory: Path, rng) -> Case:
+    """Cut a picture off: it would be shown partly grey."""
+    suffix = [".jpg", ".png"][rng.integers(2)]
+    noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    data = encode(noise, suffix)
+    (directory / f"1{suffix}").write_bytes(data[: int(len(data) * rng.uniform(0.3, 0.95))])
+    return Refused(directory, "it is damaged")
+
+
 def animated_picture(directory: Path, rng) -> Case:
     """Make an animated WebP or PNG: not a folder of one frame."""
     animation = cv2.Animation()
@@ -296,7 +358,7 @@ def frames_by_seconds(directory: Path, rng) -> Case:
 
 def frames_by_count(directory: Path, rng) -> Case:
     """Name frames by counts, without leading zeros: 9 is before 10, and 1.9 before 1.10."""
-    before = ["", "frame", "shot1.", "2024.01.", "img_"][rng.integers(5)]
+    before = ["", "frame", "shot1.", "2024.01.", "img_", "clip.mp4."][rng.integers(6)]
     names = [f"{before}{number}.png" for number in range(1, 13)]
     return in_order(write_pictures(directory / "a", names), len(names))
 
@@ -373,6 +435,11 @@ CASES: list[Callable[[Path, np.random.Generator], Case]] = [
     cut_avi,
     cut_mp4,
     wrong_count,
+    hidden_start,
+    held_last_frame,
+    hole,
+    playlist,
+    thumbnails,
     variable_rate,
     repeated_frames,
     times_that_stand_still,
@@ -387,6 +454,7 @@ CASES: list[Callable[[Path, np.random.Generator], Case]] = [
     unix_socket,
     unreadable,
     huge_picture,
+    cut_picture,
     animated_picture,
     frames_by_seconds,
     frames_by_count,
@@ -436,7 +504,7 @@ def expect_numbers(case: Shown, n: int) -> list[int]:
         last = 0
     segment = (last - first) / n
     places = [int(first + segment / 2 + np.round(segment * number)) for number in range(n)]
-    return [decodable[place] for place in places]
+    return [case.first + decodable[place] for place in places]
 
 
 def check_listed(case: Listed) -> str | None:

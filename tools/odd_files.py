@@ -140,7 +140,7 @@ def av1_packet() -> Packet:
 # ------------------------------------------------------------------------------
 # .mp4: boxes (ISO 14496-12)
 
-CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+CONTAINERS = (b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl")
 
 
 def boxes(data: bytes):
@@ -180,9 +180,22 @@ def set_times_mp4(path: Path, times: list[float]):
     changes = {
         b"stts": lambda content: struct.pack(">II", 0, len(steps)) + runs,
         b"mdhd": set_duration,
-        b"edts": lambda content: None,
+        b"elst": lambda content: None,
     }
     path.write_bytes(rewrite(data, changes))  # moov is at the end: no offset changes
+
+
+def show_last(path: Path, n: int, total: int):
+    """Let an .mp4 by write_video show only the last n of its frames, by its edit list (elst)."""
+    data = path.read_bytes()
+    ticks = read_timescale(data)
+    [movie_ticks] = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)
+
+    def start_later(content):
+        edit = (n * movie_ticks // FPS, (total - n) * ticks // FPS, 1 << 16)
+        return struct.pack(">IIIiI", 0, 1, *edit)
+
+    path.write_bytes(rewrite(data, {b"elst": start_later}))
 
 
 def read_timescale(data: bytes) -> int:
