@@ -7,7 +7,6 @@ import argparse
 import functools
 import json
 import os
-import re
 import sys
 
 import cv2
@@ -19,7 +18,7 @@ import generate
 import media
 import vlm
 from conftest import MODEL
-from media import changes, decode, find, sample
+from media import changes, decode, find, jpeg, sample, whole
 from tools import fuzz, odd_cases, odd_files
 from vlm import families
 
@@ -138,14 +137,72 @@ def test_where_each_codec_says_its_size(tmp_path):
         path = odd_files.write_video(tmp_path / name, 24, codec)
         assert decode.read_header(path).codec.lower() == letters
         [first, *_] = changes.read_packets(path)
-        assert re.search(changes.PARAMETERS[letters], first, re.DOTALL), name
+        assert changes.find_parameters(first, letters), name
         changes.check_same_size(path, letters)
 
 
 def test_the_size_that_a_jpeg_says_is_its_own():
-    # SOF0: precision 8, height 32, width 48, and three components
-    [parameters] = re.findall(changes.JPEG, odd_files.encode(odd_files.picture(0)), re.DOTALL)
-    assert parameters[:6] == b"\x08\x00\x20\x00\x30\x03"
+    # SOF0: precision 8, height 32, width 48, three components; a thumbnail in another segment is skipped
+    data = odd_files.encode(odd_files.picture(0))
+    thumbnail = odd_files.encode(odd_files.picture(0, 8, 8))
+    segment = b"\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    for picture in (data, data[:2] + segment + data[2:]):
+        assert jpeg.find_frame_header(picture)[:6] == b"\x08\x00\x20\x00\x30\x03"
+        assert not jpeg.is_cut_off(picture)
+        assert not jpeg.is_cut_off(picture + b"a trailer \xff\xda")
+        for n_bytes in (3, 20, len(picture) // 2, len(picture) - 2):
+            assert jpeg.is_cut_off(picture[:n_bytes])
+    assert jpeg.find_frame_header(b"\x89PNG") is None
+    assert not jpeg.is_cut_off(b"\x89PNG")
+
+
+def test_the_size_in_a_key_frame_of_vp9_counts_to_its_last_bit():
+    # 49 83 42; color 000, range 0, width - 1 and height - 1 in 16 bits each; four bits of something else
+    def packet(width, height, rest):
+        bits = f"{0:04b}{width - 1:016b}{height - 1:016b}{rest:04b}"
+        return b"\x82\x49\x83\x42" + int(bits, 2).to_bytes(5, "big") + b"\0" * 9
+
+    [size] = changes.find_parameters(packet(160, 114, 0), "vp90")
+    assert changes.find_parameters(packet(160, 114, 0b1111), "vp90") == [size]
+    assert changes.find_parameters(packet(160, 115, 0), "vp90") != [size]
+
+
+# ------------------------------------------------------------------------------
+# Cut off, or as long as it says
+
+
+@pytest.mark.parametrize(
+    "name, codec",
+    [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mov", "mp4v"), ("a.mkv", "mp4v"), ("a.webm", "VP80"), ("a.flv", "FLV1")],
+)
+def test_a_file_that_is_shorter_than_it_says_was_cut_off(tmp_path, name, codec):
+    path = odd_files.write_video(tmp_path / name, 24, codec)
+    assert not whole.is_cut_off(path)
+    data = path.read_bytes()
+    path.write_bytes(data + b"\0" * 10)  # what follows a video does no harm
+    assert not whole.is_cut_off(path)
+    path.write_bytes(data[: len(data) * 2 // 3])
+    assert whole.is_cut_off(path)
+
+
+def test_a_recording_that_does_not_know_its_length_is_not_cut_off(tmp_path):
+    # Matroska: a size whose bits are all ones is unknown. RIFF: ffffffff. MP4: 0 is to the end of the file
+    path = odd_files.write_video(tmp_path / "a.webm", 24, "VP80")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\x18\x53\x80\x67") + 4
+    assert data[place] == 1  # the size has eight bytes
+    data[place : place + 8] = b"\x01" + b"\xff" * 7
+    path.write_bytes(data[: len(data) // 2])
+    assert not whole.is_cut_off(path)
+
+    path = odd_files.write_video(tmp_path / "a.avi", 24, "MJPG")
+    data = bytearray(path.read_bytes())
+    data[4:8] = b"\xff" * 4
+    path.write_bytes(data[: len(data) // 2])
+    assert not whole.is_cut_off(path)
+
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x08free" + b"\0\0\0\0mdat" + b"\0" * 100)
+    assert not whole.is_cut_off(tmp_path / "a.mp4")
 
 
 # ------------------------------------------------------------------------------
