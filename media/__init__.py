@@ -3,6 +3,8 @@
     find.py      the videos below a directory: files, and folders of frames
     sample.py    n frames of a video, or of the seconds between start and end
     changes.py   videos whose pictures change their size on the way, which OpenCV would show wrongly
+    whole.py     is a file as long as it says?
+    jpeg.py      the segments of a JPEG
     decode.py    OpenCV: a video file decoded in order, a picture, and why one cannot be read
 
 A video that cannot be read is an OSError whose text names the file and the reason: it costs its own
