@@ -311,7 +311,7 @@ def cut_a_head(tensors):
 @pytest.mark.parametrize(
     "damage, complaint",
     [
-        (quantize, f"model.safetensors: {WQKV} is quantized .I8."),
+        (quantize, f"model.safetensors: {WQKV} has the type I8; .* not quantized"),
         (lose_a_tensor, "model.safetensors: there are no weights for .*layer.1.attention.q_proj.weight"),
         (add_a_stranger, "model.safetensors: stranger"),
         (cut_a_column, rf"model.safetensors: {QKV} has the shape \(96, 31\)"),
@@ -366,7 +366,7 @@ def duplicate_a_tensor(directory):
     "damage, complaint",
     [
         (pickle_the_weights, "pytorch_model.bin: pickled weights"),
-        (delete_the_weights, "no .*safetensors file"),
+        (delete_the_weights, "neither model.safetensors nor model.safetensors.index.json"),
         (damage_the_config, "config.json: not JSON in UTF-8"),
         (cut_off, "model.safetensors: .* is cut off"),
         (leave_a_git_lfs_pointer, "model.safetensors: not a complete safetensors file"),

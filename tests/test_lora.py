@@ -165,7 +165,7 @@ def test_what_an_adapter_says_of_itself(model, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is more than plain LoRA"),
         ({"of_a_later_version": 1}, "of_a_later_version is more than plain LoRA"),
         ({"peft_type": "LOHA"}, "peft_type is more than plain LoRA"),
-        ({"r": 8}, "size mismatch for .*lora_A.weight"),
+        ({"r": 8}, r"lora_A.weight has the shape \(4, 128\), but by the config it is \(8, 128\)"),
         (
             {"base_model_name_or_path": "nowhere/at-all"},
             "nowhere/at-all, which .*adapter names as its base: no such directory, and not found on the hub",
@@ -197,7 +197,7 @@ def test_an_adapter_with_a_missing_tensor_is_refused(model, tmp_path):
     tensors = safetensors.torch.load_file(path)
     tensors.pop(f"base_model.model.{missing}")
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(common.InputError, match=f"no weights for {missing}; tools.merge merges such adapters"):
+    with pytest.raises(common.InputError, match=f"no weights for {missing}; .*tools.merge merges such"):
         vlm.load_model(adapter, ["cpu"])
 
 
