@@ -284,6 +284,12 @@ def test_a_config_that_is_not_known_is_refused_and_nothing_is_written(part, valu
     check_refused(original, complaint)
 
 
+def test_a_window_that_slides_is_refused_and_nothing_is_written(tmp_path):
+    original = copy_fixture("qwen2", tmp_path)
+    edit_config(original, "llm_config", use_sliding_window=True, sliding_window=32, max_window_layers=1)
+    check_refused(original, "config.json: its language model .qwen2. has layers with sliding_attention")
+
+
 def quantize(tensors):
     tensors[WQKV] = torch.zeros(96, 64, dtype=torch.int8)
 
@@ -624,6 +630,16 @@ def test_without_tokenizer_files_there_is_a_warning(tmp_path, capsys):
     assert "warning" in printed
     assert "no tokenizer files" in printed
     assert "151667" in printed
+
+
+@pytest.mark.parametrize("kind, end", [("internlm2", 92542), ("qwen2", 151645)])
+def test_other_programs_end_an_answer_where_the_chat_ends_it(kind, end, tmp_path):
+    """The original config.json of InternLM2 ends it with </s>, 2, which no answer has."""
+    original = copy_fixture(kind, tmp_path)
+    edit_config(original, "llm_config", eos_token_id=2)
+    convert.convert(original, tmp_path / "model")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert loaded.generation_config.eos_token_id == end
 
 
 # ------------------------------------------------------------------------------
