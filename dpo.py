@@ -156,6 +156,8 @@ def pair_logps(model, tokenizer, video, pairs: list[dict]):
         lengths: (2, B) number of its tokens
     """
     branches = encode_pairs(tokenizer, pairs)
+    rows = [branch.prompt + branch.answer for branch in branches]
+    vlm.check_room(model.config, tokenizer, video.ids.shape[1], rows)
     sums, lengths = vlm.branch_logps(model, video, branches)  # (2 B,)
     return sums.view(2, len(pairs)), lengths.view(2, len(pairs))
 
@@ -558,13 +560,15 @@ def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: di
     All files are written to part/, then moved into place one by one. After that meta.json says
     that the training is finished, and what was needed to resume it is deleted.
     """
+    check_weights_finite(model, args)
     part = args.output / "part"
+    part.mkdir(exist_ok=True)
     if args.tune == "lora":
-        part.mkdir(exist_ok=True)
         vlm.save_adapter(model, part, adapter)
+        tokenizer.save_pretrained(part)
     else:
-        model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+        save_full(model, tokenizer, part, vlm.find_base(args.model))
+    vlm.share(part)
     last = json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
     card = f"""# A model trained by dpo.py
 
@@ -588,6 +592,29 @@ Last step: `{json.dumps(last)}`
         f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
         f"rewards/accuracies {last['rewards/accuracies']:.2f}"
     )
+
+
+def save_full(model, tokenizer, directory: Path, base: Path):
+    """Write all weights and config.json, and take over all other files of the base."""
+    # For a base without generation_config.json: config.json may name another end than the chat's
+    [end] = tokenizer.encode(vlm.END_OF_TURN, add_special_tokens=False)
+    model.generation_config.eos_token_id = end
+    model.generation_config._from_model_config = False  # else transformers may make it anew
+    model.save_pretrained(directory)
+    vlm.carry_over(base, directory)
+
+
+def check_weights_finite(model, args):
+    """Raise InputError if a trained weight is infinite or NaN: such a model is not saved."""
+    trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
+    bad = [name for name, weight in trained if not weight.isfinite().all()]
+    if bad:
+        raise common.InputError(
+            f"{len(bad)} of {len(trained)} trained tensors have numbers that are infinite or NaN "
+            f"after the last step, the first is {bad[0]}; no model was saved. The training ran "
+            f"away: start anew (--overwrite) with a smaller --lr than {args.lr}, or with another "
+            "--dtype than float16"
+        )
 
 
 # ------------------------------------------------------------------------------

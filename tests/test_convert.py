@@ -284,6 +284,12 @@ def test_a_config_that_is_not_known_is_refused_and_nothing_is_written(part, valu
     check_refused(original, complaint)
 
 
+def test_a_window_that_slides_is_refused_and_nothing_is_written(tmp_path):
+    original = copy_fixture("qwen2", tmp_path)
+    edit_config(original, "llm_config", use_sliding_window=True, sliding_window=32, max_window_layers=1)
+    check_refused(original, "config.json: its language model .qwen2. has layers with sliding_attention")
+
+
 def quantize(tensors):
     tensors[WQKV] = torch.zeros(96, 64, dtype=torch.int8)
 
@@ -311,7 +317,7 @@ def cut_a_head(tensors):
 @pytest.mark.parametrize(
     "damage, complaint",
     [
-        (quantize, f"model.safetensors: {WQKV} is quantized .I8."),
+        (quantize, f"model.safetensors: {WQKV} has the type I8; .* not quantized"),
         (lose_a_tensor, "model.safetensors: there are no weights for .*layer.1.attention.q_proj.weight"),
         (add_a_stranger, "model.safetensors: stranger"),
         (cut_a_column, rf"model.safetensors: {QKV} has the shape \(96, 31\)"),
@@ -366,7 +372,7 @@ def duplicate_a_tensor(directory):
     "damage, complaint",
     [
         (pickle_the_weights, "pytorch_model.bin: pickled weights"),
-        (delete_the_weights, "no .*safetensors file"),
+        (delete_the_weights, "neither model.safetensors nor model.safetensors.index.json"),
         (damage_the_config, "config.json: not JSON in UTF-8"),
         (cut_off, "model.safetensors: .* is cut off"),
         (leave_a_git_lfs_pointer, "model.safetensors: not a complete safetensors file"),
@@ -624,6 +630,16 @@ def test_without_tokenizer_files_there_is_a_warning(tmp_path, capsys):
     assert "warning" in printed
     assert "no tokenizer files" in printed
     assert "151667" in printed
+
+
+@pytest.mark.parametrize("kind, end", [("internlm2", 92542), ("qwen2", 151645)])
+def test_other_programs_end_an_answer_where_the_chat_ends_it(kind, end, tmp_path):
+    """The original config.json of InternLM2 ends it with </s>, 2, which no answer has."""
+    original = copy_fixture(kind, tmp_path)
+    edit_config(original, "llm_config", eos_token_id=2)
+    convert.convert(original, tmp_path / "model")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert loaded.generation_config.eos_token_id == end
 
 
 # ------------------------------------------------------------------------------

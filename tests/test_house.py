@@ -66,10 +66,12 @@ def test_arrows_between_the_rooms_run_one_way():
 def test_inside_vlm_the_shared_prefix_stands_on_top():
     below = {
         "families": set(),
+        "files": set(),
         "attention": set(),
         "lora": set(),
-        "placement": {"attention", "families", "lora"},
-        "prefix": {"attention", "families"},
+        "limits": {"families"},
+        "placement": {"attention", "families", "files", "limits", "lora"},
+        "prefix": {"attention", "families", "limits"},
     }
     for name, allowed in below.items():
         text = (ROOT / "vlm" / f"{name}.py").read_text()

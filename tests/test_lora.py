@@ -165,7 +165,13 @@ def test_what_an_adapter_says_of_itself(model, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is more than plain LoRA"),
         ({"of_a_later_version": 1}, "of_a_later_version is more than plain LoRA"),
         ({"peft_type": "LOHA"}, "peft_type is more than plain LoRA"),
-        ({"r": 8}, "size mismatch for .*lora_A.weight"),
+        ({"r": "16"}, "adapter_config.json: r is '16'; a whole number"),
+        ({"r": True}, "adapter_config.json: r is True; a whole number"),
+        ({"lora_alpha": None}, "adapter_config.json: lora_alpha is None; a number above 0"),
+        ({"lora_alpha": float("nan")}, "adapter_config.json: lora_alpha is nan; a number above 0"),
+        ({"base_model_name_or_path": ["m"]}, r"base_model_name_or_path is \['m'\]; write the directory"),
+        ({"base_model_name_or_path": "../base"}, "a relative path is taken from where you are .*whole path"),
+        ({"r": 8}, r"lora_A.weight has the shape \(4, 320\), but by the config it is \(8, 320\)"),
         (
             {"base_model_name_or_path": "nowhere/at-all"},
             "nowhere/at-all, which .*adapter names as its base: no such directory, and not found on the hub",
@@ -197,8 +203,43 @@ def test_an_adapter_with_a_missing_tensor_is_refused(model, tmp_path):
     tensors = safetensors.torch.load_file(path)
     tensors.pop(f"base_model.model.{missing}")
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(common.InputError, match=f"no weights for {missing}; tools.merge merges such adapters"):
+    with pytest.raises(common.InputError, match=f"no weights for {missing}; .*tools.merge merges such"):
         vlm.load_model(adapter, ["cpu"])
+
+
+def test_pickled_factors_are_refused_and_the_message_says_how_peft_writes_others(model, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    for load in (vlm.check_model, vlm.load_model):
+        with pytest.raises(common.InputError, match="adapter_model.bin: pickled .*safe_serialization=True"):
+            load(adapter)
+
+
+@pytest.mark.parametrize("kept, complaint", [("q_proj|v_proj", "no weights for .*k_proj"), ("vision", "has no tensor")])
+def test_factors_of_other_modules_are_refused_in_one_line_that_says_what_helps(model, tmp_path, kept, complaint):
+    """PEFT's own default is q_proj and v_proj alone."""
+    factors = {path: pair for path, pair in make_factors(model).items() if re.search(kept, path)}
+    if kept == "vision":
+        a, b = torch.zeros(4, 96), torch.zeros(96, 4)
+        factors = {"model.vision_tower.encoder.layer.0.attention.q_proj": (a, b)}
+    adapter = write_adapter(tmp_path / "adapter", factors)
+    with pytest.raises(common.InputError, match=f"{complaint}.*tools.merge merges such adapters") as refused:
+        vlm.check_model(adapter)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_adapter_as_peft_writes_it_has_no_tokenizer_and_the_bases_is_taken(model, tokenizer, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    assert not list(adapter.glob("tokenizer*"))
+    assert vlm.load_tokenizer(adapter).get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_keeps_it(model, tokenizer, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    tokenizer.save_pretrained(adapter)
+    template = adapter / "chat_template.jinja"
+    template.write_text("of the adapter " + template.read_text())
+    assert vlm.load_tokenizer(adapter).chat_template.startswith("of the adapter ")
 
 
 # ------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """LoRA adapters in PEFT's format, merged: in float32 the same model, in bfloat16 most of a small update is lost."""
 
 import json
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,19 @@ def test_shards_stay_shards(model, tmp_path):
             files_of_tensors[key] = file.name
     assert files_of_tensors == names
     assert (tmp_path / "from-two" / "model.safetensors.index.json").exists()
+
+
+def test_what_the_base_has_beside_its_weights_is_taken_over_for_everybody(model, tmp_path):
+    base = Path(shutil.copytree(MODEL, tmp_path / "base"))
+    (base / "LICENSE").write_text("do what you like")
+    (base / "model-00001-of-00099.safetensors").write_bytes(b"of an older save")
+    merge.merge(write_adapter(tmp_path / "adapter", make_factors(model), base), tmp_path / "merged")
+    names = {file.name for file in base.iterdir()} - {"README.md", "model-00001-of-00099.safetensors"}
+    assert {file.name for file in (tmp_path / "merged").iterdir()} == names
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "merged").iterdir()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {0o666 & ~umask}
 
 
 # ------------------------------------------------------------------------------

@@ -1,6 +1,10 @@
 """Models are loaded by hand: what is loaded is what from_pretrained loads, and what is not whole is refused."""
 
+import argparse
+import json
+import os
 import shutil
+import stat
 
 import pytest
 import safetensors.torch
@@ -8,8 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, InternVLConfig, InternVLForConditionalGeneration
 
 import common
+import test_dpo
 import vlm
 from conftest import MODEL
+from vlm import limits
+
+pairs = test_dpo.pairs  # fixtures
+train = test_dpo.train
 
 # ------------------------------------------------------------------------------
 # Where each tensor goes
@@ -150,6 +159,138 @@ def test_old_and_new_names_of_tensors(checkpoint):
         torch.testing.assert_close(logits, before, atol=0, rtol=0)
 
 
+def save_as_one_file(directory, tensors):
+    safetensors.torch.save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def test_files_that_the_index_does_not_name_are_not_read(checkpoint):
+    """Such as shards of an older save, which had another number of them."""
+    before, _ = both_logits(checkpoint)
+    old = {"language_model.lm_head.weight": torch.zeros(219, 64), "of_an_older_model": torch.zeros(1)}
+    safetensors.torch.save_file(old, checkpoint / "model-00001-of-00099.safetensors")
+    for logits in both_logits(checkpoint):
+        torch.testing.assert_close(logits, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen2"], indirect=True)
+def test_model_safetensors_wins_over_an_index_as_in_transformers(checkpoint):
+    before, _ = both_logits(checkpoint)
+    tensors = {}
+    for file in checkpoint.glob("*.safetensors"):
+        tensors |= safetensors.torch.load_file(file)
+    tensors["language_model.model.norm.weight"] = 2 * tensors["language_model.model.norm.weight"]
+    save_as_one_file(checkpoint, tensors)
+    mine, theirs = both_logits(checkpoint)
+    torch.testing.assert_close(mine, theirs, atol=0, rtol=0)
+    assert (mine - before).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------------
+# Tied heads, by transformers' own rule
+
+HEAD = "lm_head.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+def copy_the_head(tensors):
+    tensors[HEAD] = tensors[EMBEDDING].clone()
+
+
+def have_another_head(tensors):
+    tensors[HEAD] = tensors[EMBEDDING].flip(0).clone()
+
+
+def have_the_head_alone(tensors):
+    tensors[HEAD] = tensors.pop(EMBEDDING)
+
+
+def have_the_embedding_alone(tensors):
+    tensors.pop(HEAD)
+
+
+@pytest.mark.parametrize(
+    "whole, text, edit, tied",
+    [
+        (True, True, copy_the_head, True),
+        (True, True, have_another_head, False),  # the config is wrong, and the file is right
+        (True, True, have_the_head_alone, True),
+        (True, False, have_the_embedding_alone, True),  # text_config has no say in it
+        (False, True, have_another_head, False),
+    ],
+)
+def test_heads_are_tied_where_transformers_ties_them(model, tmp_path, whole, text, edit, tied):
+    model.save_pretrained(tmp_path)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    edit(tensors)
+    save_as_one_file(tmp_path, tensors)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["tie_word_embeddings"] = whole
+    config["text_config"]["tie_word_embeddings"] = text
+    common.write_json(tmp_path / "config.json", config)
+
+    for loaded in (vlm.load_model(tmp_path, ["cpu"]), AutoModelForImageTextToText.from_pretrained(tmp_path)):
+        assert (loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight) == tied
+    mine, theirs = both_logits(tmp_path)
+    torch.testing.assert_close(mine, theirs, atol=0, rtol=0)
+
+
+def test_without_a_head_and_untied_there_are_no_weights(copied):
+    """Where text_config alone ties them, transformers would make up a head at random."""
+    edit_weights(copied, remove_head)
+    edit_config(copied, "text_config", tie_word_embeddings=True)
+    with pytest.raises(common.InputError, match="no weights for lm_head.weight"):
+        vlm.load_model(copied, ["cpu"])
+
+
+# ------------------------------------------------------------------------------
+# What is written works elsewhere
+
+
+def mode(file):
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def test_a_trained_model_has_all_that_its_base_has(train, copied):
+    """Other programs end an answer by generation_config.json: with one that is made anew they would never stop."""
+    common.write_json(
+        copied / "generation_config.json", {"eos_token_id": [2, 7], "temperature": 0.5, "do_sample": True}
+    )
+    (copied / "LICENSE").write_text("do what you like")
+    (copied / "processor_config.json").write_text('{"image_seq_length": 16}')
+    (copied / "adapter_model.bin").write_bytes(b"weights of something else")
+    before = os.umask(0o027)
+    try:
+        output, _ = train("trained", model=copied)
+    finally:
+        os.umask(before)
+
+    own = {"config.json", "README.md", "model.safetensors"}
+    for file in copied.iterdir():
+        if file.name not in own | {"adapter_model.bin"}:
+            assert (output / file.name).read_bytes() == file.read_bytes(), file.name
+    assert not (output / "adapter_model.bin").exists()
+    trained = AutoModelForImageTextToText.from_pretrained(output)
+    assert trained.generation_config.eos_token_id == [2, 7]
+    # A class on a shared disk reads them: the umask decides, for weights as for all else
+    assert {mode(file) for file in output.iterdir() if file.is_file() and file.name[0] != "."} == {0o640}
+
+
+def test_for_a_base_without_generation_config_the_chat_ends_an_answer(train, copied, tokenizer):
+    """config.json may name another token, as that of InternVL2.5-8B does."""
+    (copied / "generation_config.json").unlink()
+    edit_config(copied, "text_config", eos_token_id=7)
+    output, _ = train("trained", model=copied)
+    trained = AutoModelForImageTextToText.from_pretrained(output)
+    assert trained.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_weights_that_are_not_finite_are_not_saved(train, pairs):
+    """At this rate float16 weights overflow in the first update, which is also the last."""
+    with pytest.raises(common.InputError, match="of .* trained tensors .*infinite or NaN.* no model was saved.*--lr"):
+        train("trained", "--dtype", "float16", "--lr", "1e5", "--warmup", "0")
+    assert not list((pairs.parent / "trained").glob("**/*.safetensors"))
+
+
 # ------------------------------------------------------------------------------
 # What is refused
 
@@ -159,6 +300,13 @@ def copied(tmp_path):
     """A copy of the tiny model, to be damaged."""
     shutil.copytree(MODEL, tmp_path / "model")
     return tmp_path / "model"
+
+
+def edit_config(directory, part, **values):
+    """Set values in a part of config.json, such as text_config."""
+    config = json.loads((directory / "config.json").read_text())
+    config[part].update(values)
+    (directory / "config.json").write_text(json.dumps(config))
 
 
 def edit_weights(directory, edit):
@@ -217,8 +365,7 @@ def test_a_missing_device_is_refused():
 
 def test_pickled_weights_are_not_read(copied):
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
-    complaint = r"no weights for .*; only \*.safetensors files are read, and 0 of them were found"
-    with pytest.raises(common.InputError, match=complaint):
+    with pytest.raises(common.InputError, match=r"pytorch_model.bin: pickled weights .* are not read"):
         vlm.load_model(copied, ["cpu"])
 
 
@@ -227,6 +374,135 @@ def test_a_truncated_file_is_refused_by_name(copied):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(common.InputError, match="model.safetensors: "):
         vlm.load_model(copied, ["cpu"])
+
+
+def split_in_two(directory):
+    """Write a model's file as two shards with an index -> the table of the index."""
+    tensors = safetensors.torch.load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    table = {name: "layers.safetensors" if "layer" in name else "rest.safetensors" for name in tensors}
+    for file in ("layers.safetensors", "rest.safetensors"):
+        part = {name: tensor for name, tensor in tensors.items() if table[name] == file}
+        safetensors.torch.save_file(part, directory / file, {"format": "pt"})
+    common.write_json(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": table})
+    return table
+
+
+def change_index(directory, value):
+    """Give one tensor of a checkpoint in two shards another value in the index."""
+    table = split_in_two(directory)
+    table["language_model.lm_head.weight"] = value
+    common.write_json(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": table})
+
+
+def lead_out(directory):
+    change_index(directory, "../elsewhere.safetensors")
+
+
+def lead_to_the_root(directory):
+    change_index(directory, "/elsewhere.safetensors")
+
+
+def name_no_file(directory):
+    change_index(directory, 7)
+
+
+def name_a_missing_shard(directory):
+    change_index(directory, "third.safetensors")
+
+
+def name_the_wrong_shard(directory):
+    change_index(directory, "layers.safetensors")
+
+
+def have_no_table(directory):
+    split_in_two(directory)
+    common.write_json(directory / "model.safetensors.index.json", {"weight_map": ["layers.safetensors"]})
+
+
+def have_no_index(directory):
+    split_in_two(directory)
+    (directory / "model.safetensors.index.json").unlink()
+
+
+def have_a_tensor_twice(directory):
+    split_in_two(directory)
+    path = directory / "layers.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["language_model.lm_head.weight"] = torch.zeros(219, 128)
+    safetensors.torch.save_file(tensors, path)
+
+
+def have_a_tensor_by_two_names(directory):
+    path = directory / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["lm_head.weight"] = torch.zeros(219, 128)
+    safetensors.torch.save_file(tensors, path)
+
+
+def leave_a_git_lfs_pointer(directory):
+    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+
+
+def be_another_size(directory):
+    edit_config(directory, "text_config", hidden_size=256)
+
+
+def have_a_config_of_another_type(directory):
+    edit_config(directory, "text_config", hidden_size="large")
+
+
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lead_out, r"index.json: weight_map has '../elsewhere.safetensors' for .*lm_head.weight, which leads out"),
+        (lead_to_the_root, "index.json: weight_map has '/elsewhere.safetensors' .* leads out of the directory"),
+        (name_no_file, "index.json: weight_map has 7 for .*lm_head.weight, which is not a"),
+        (name_a_missing_shard, "third.safetensors is missing; model.safetensors.index.json lists it"),
+        (name_the_wrong_shard, "layers.safetensors: language_model.lm_head.weight is missing"),
+        (have_no_table, "index.json: weight_map is not a table"),
+        (have_no_index, "neither model.safetensors nor model.safetensors.index.json"),
+        (have_a_tensor_twice, "rest.safetensors: language_model.lm_head.weight is a duplicate, layers.safetensors has"),
+        (have_a_tensor_by_two_names, r"lm_head.weight \(as lm_head.weight\) is a duplicate"),
+        (leave_a_git_lfs_pointer, "model.safetensors: not a complete safetensors file"),
+        (be_another_size, r"model.safetensors: .* has the shape .*128.*, but by the config it is .*256"),
+        (have_a_config_of_another_type, "config.json: transformers cannot read it: .*hidden_size"),
+    ],
+)
+def test_what_is_not_one_whole_checkpoint_is_refused_in_one_line_before_weights_are_read(
+    copied, damage, complaint, monkeypatch
+):
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    damage(copied)
+    monkeypatch.setattr(safetensors, "safe_open", read)
+    for load in LOADERS:
+        with pytest.raises(common.InputError, match=complaint) as refused:
+            load(copied)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_found(copied, value):
+    """A model with a NaN answers all the same, and scores 0."""
+
+    def spoil(tensors):
+        tensors["lm_head.weight"][7, 5] = value
+
+    edit_weights(copied, spoil)
+    with pytest.raises(common.InputError, match="model.safetensors: lm_head.weight has numbers that are infinite"):
+        vlm.load_model(copied, ["cpu"])
+
+
+def test_numbers_beyond_float16_are_found_where_they_are_cast(copied):
+    def enlarge(tensors):
+        tensors["lm_head.weight"][7, 5] = 7e4  # the largest number of float16 is 65504
+
+    edit_weights(copied, enlarge)
+    assert vlm.load_model(copied, ["cpu"], torch.bfloat16)
+    with pytest.raises(common.InputError, match="lm_head.weight .* infinite or NaN in float16; .*another --dtype"):
+        vlm.load_model(copied, ["cpu"], torch.float16)
 
 
 # load_model would refuse these, too; check_model does so before a stage has written anything
@@ -246,6 +522,113 @@ def test_another_class_is_refused_by_name(copied, load, kind, hint):
     common.write_json(copied / "config.json", {"model_type": kind})
     with pytest.raises(common.InputError, match=f"unknown class {kind}, not internvl.*{hint}"):
         load(copied)
+
+
+# ------------------------------------------------------------------------------
+# Language models that cannot be used behind a shared video
+
+
+SLIDES = ["full_attention"] * 3 + ["sliding_attention"]
+
+
+def of_kind(kind, **values):
+    """Make the text_config of a small model of another kind."""
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    return {"model_type": kind, "num_hidden_layers": 2, "vocab_size": 219, "head_dim": 32} | sizes | values
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        # Qwen2 has the window where use_sliding_window says so, from layer max_window_layers on
+        ({"use_sliding_window": True, "sliding_window": 64, "layer_types": SLIDES}, "qwen2. has .* sliding_attention"),
+        (of_kind("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1), "sliding_attention"),
+        (of_kind("mistral", sliding_window=64), "mistral. has layers with sliding_attention"),
+        (of_kind("gpt_oss"), "gpt_oss. has layers with sliding_attention"),
+        (of_kind("gpt_oss", layer_types=["full_attention"] * 2), "gpt_oss. is a mixture of experts|sinks"),
+        (of_kind("llama4_text"), "llama4_text. has layers with chunked_attention"),
+        (of_kind("qwen3_moe", num_experts=4, moe_intermediate_size=32), "qwen3_moe. is a mixture of experts"),
+    ],
+)
+def test_attention_that_is_not_full_and_experts_are_refused_in_one_line(copied, text, complaint):
+    config = json.loads((copied / "config.json").read_text())
+    config["text_config"] = text if "model_type" in text else config["text_config"] | text
+    common.write_json(copied / "config.json", config)
+    for load in LOADERS:
+        with pytest.raises(common.InputError, match=complaint) as refused:
+            load(copied)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_window_that_is_not_used_is_no_window(copied):
+    """Qwen2's configs have a sliding_window all the same."""
+    edit_config(copied, "text_config", sliding_window=64, use_sliding_window=False)
+    assert vlm.load_model(copied, ["cpu"])
+
+
+def test_there_is_no_dropout_whatever_the_config_says(copied):
+    """In train mode, which activation checkpointing needs, two passes are one function."""
+    edit_config(copied, "text_config", attention_dropout=0.5)
+    dropouts = {"attention_dropout": 0.5, "hidden_dropout_prob": 0.5, "projection_dropout": 0.5}
+    edit_config(copied, "vision_config", **dropouts)
+    model = vlm.load_model(copied, ["cpu"]).train()
+    ids = torch.arange(10, 30)[None]
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        first, second = (model(ids).logits for _ in range(2))
+        seen, seen_again = (model.model.vision_tower(pixels).last_hidden_state for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(seen, seen_again)
+
+
+# ------------------------------------------------------------------------------
+# Positions: the tiny model has 1,024 of them
+
+
+def test_the_most_frames_by_hand(model, tokenizer):
+    """A video of n frames is 2 + 19 n tokens. With 256 for prompt and answer, 40 make 1,018, and 41 make 1,037."""
+    assert len(vlm.encode_prefix(tokenizer, model.config, 40)) == 2 + 19 * 40
+    limits.check_frames(tokenizer, model.config, 40)
+    for n_frames in (41, 10**9):  # and nothing endless is encoded
+        with pytest.raises(common.InputError, match=f"{n_frames} frames .* 1024 positions .*; --frames 40 fits"):
+            limits.check_frames(tokenizer, model.config, n_frames)
+
+
+def test_too_many_frames_are_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setattr(safetensors, "safe_open", None)
+    args = argparse.Namespace(model=MODEL, frames=41, devices="cpu", dtype=None)
+    with pytest.raises(common.InputError, match="--frames 40 fits"):
+        vlm.load(args)
+
+
+@pytest.mark.parametrize(
+    "rope, expected",
+    [
+        ({"rope_type": "default"}, 1000),
+        ({"rope_type": "dynamic", "factor": 2.0}, 1000),  # it changes beyond max_position_embeddings
+        ({"rope_type": "longrope", "original_max_position_embeddings": 400}, 400),  # beyond the original's
+    ],
+)
+def test_positions_end_where_rotary_frequencies_change(rope, expected):
+    text = argparse.Namespace(max_position_embeddings=1000, rope_parameters=rope)
+    assert limits.count_positions(argparse.Namespace(text_config=text)) == expected
+
+
+def test_a_row_has_room_or_is_named(model, tokenizer, frames, monkeypatch):
+    """8 frames are 154 tokens. A prompt that leaves 3 positions gets an answer of 3 tokens, which is not whole."""
+    video = vlm.Video(model, tokenizer, frames)
+    question = "how many shapes are there?"
+    n_prompt = len(vlm.encode_branch(tokenizer, question).prompt)
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 154 + n_prompt + 3)
+    [(answer, whole)] = vlm.decode(model, tokenizer, video, [question], 20)
+    assert len(tokenizer.encode(answer, add_special_tokens=False)) == 3
+    assert not whole
+
+    too_long = " ".join([question] * 2)
+    with pytest.raises(
+        common.InputError, match=f"154 tokens of the video .*'{question[:-1]} ?. how.* leave that row out"
+    ):
+        vlm.decode(model, tokenizer, video, [question, too_long], 20)
 
 
 # ------------------------------------------------------------------------------

@@ -1,14 +1,12 @@
 """What tools.convert and tools.merge share.
 
-Headers of checkpoint files, which are checked before any weight is read; the tensors of
-transformers' own class; a directory that is written whole or not at all.
+The tensors of transformers' own class; a directory that is written whole or not at all. (Which
+files hold weights, and what their headers say: vlm/files.py.)
 """
 
 import contextlib
-import json
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import transformers
@@ -16,93 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
 import common
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class Entry(NamedTuple):
-    """What a header says of one tensor."""
-
-    dtype: torch.dtype
-    shape: torch.Size
-
-
-def read_headers(directory: Path) -> dict[Path, dict[str, Entry]]:
-    """Read the headers of a checkpoint's *.safetensors files -> {file: {tensor's name: Entry}}.
-
-    Raises:
-        InputError: if there is no such file, or if a file or a tensor that the index lists is
-            missing
-    """
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        refuse_pickled_weights(directory)
-
-    index = directory / "model.safetensors.index.json"
-    file_names = {}  # of each tensor in the index
-    if index.exists():
-        [file_names] = common.read_keys(index, "weight_map")
-    missing = set(file_names.values()) - {file.name for file in files}
-    if missing:
-        raise common.InputError(f"{directory / min(missing)} is missing; {index.name} lists it")
-    if not files:
-        raise common.InputError(f"{directory}: no *.safetensors file")
-
-    headers = {file: read_header(file) for file in files}
-    for tensor, file_name in file_names.items():
-        file = directory / file_name
-        if tensor not in headers[file]:
-            raise common.InputError(f"{file}: {tensor} is missing; {index.name} lists it")
-    return headers
-
-
-def refuse_pickled_weights(directory: Path):
-    """Raise InputError if a directory contains weights in pickle's format."""
-    for file in sorted(directory.glob("*")):
-        if file.suffix in (".bin", ".pt", ".pth"):
-            raise common.InputError(
-                f"{file}: pickled weights can run any code and are not read; "
-                "use a checkpoint with *.safetensors files"
-            )
-
-
-def read_header(file: Path) -> dict[str, Entry]:
-    """Read what a safetensors file says of its tensors -> {name: Entry}.
-
-    The file begins with the header's length N (8 bytes, little endian) and the header, N bytes of
-    JSON: {name: {"dtype": ..., "shape": ..., "data_offsets": [begin, end]}}. Offsets count from the
-    header's end.
-
-    Raises:
-        InputError: if the file is damaged, a tensor is cut off, or a tensor is quantized
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if length < size else b""
-
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        kinds = {name: entry["dtype"] for name, entry in header.items()}
-        shapes = {name: torch.Size(entry["shape"]) for name, entry in header.items()}
-        ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise common.InputError(
-            f"{file}: not a complete safetensors file ({size} bytes); download it again"
-        ) from error
-
-    for name in header:
-        if ends[name] > size:
-            raise common.InputError(
-                f"{file}: {name} is cut off (the file has {size} bytes); download it again"
-            )
-        if kinds[name] not in DTYPES:
-            raise common.InputError(
-                f"{file}: {name} is quantized ({kinds[name]}); "
-                "only float32, float16 and bfloat16 weights are read"
-            )
-    return {name: Entry(DTYPES[kinds[name]], shapes[name]) for name in header}
+from vlm.files import share
 
 
 def native_tensors(config):
@@ -142,4 +54,5 @@ def whole_directory(dst: Path):
         unfinished = Path(temporary) / dst.name
         unfinished.mkdir()
         yield unfinished
+        share(unfinished)
         unfinished.rename(dst)

@@ -32,7 +32,9 @@ from tqdm import tqdm
 
 import common
 import vlm
-from tools.checkpoint import native_tensors, read_headers, whole_directory
+from tools.checkpoint import native_tensors, whole_directory
+from vlm import limits
+from vlm.files import read_headers
 
 # ------------------------------------------------------------------------------
 # The original's names, and transformers'
@@ -156,11 +158,14 @@ def convert(src: Path, dst: Path):
     tied = bool(raw["llm_config"].get("tie_word_embeddings")) and not has_head
     dtype = next(iter(entries.values())).dtype
     config = convert_config(raw, tied, dtype)
+    limits.check_attention(config, src / "config.json")
     check_tensors(src, headers, config)
 
+    text_class = raw["llm_config"]["architectures"][0]
     with whole_directory(dst) as directory:
-        convert_tokenizer(src, directory, raw["llm_config"]["architectures"][0])
+        convert_tokenizer(src, directory, text_class)
         config.save_pretrained(directory)
+        make_generation_config(config, text_class).save_pretrained(directory)
         n_tensors = convert_shards(list(headers), directory, config.text_config)
     print(f"{dst}: {n_tensors} tensors in {len(headers)} files, {config.dtype}")
 
@@ -238,6 +243,19 @@ def convert_config(raw: dict, tied: bool, dtype: torch.dtype):
         tie_word_embeddings=tied,
         dtype=dtype,
         architectures=["InternVLForConditionalGeneration"],
+    )
+
+
+def make_generation_config(config, text_class: str):
+    """Make a generation_config.json that ends an answer where the chat template ends it.
+
+    Without one, other programs take eos_token_id of config.json. InternLM2's is </s>, which no
+    answer has, so that they would never stop.
+    """
+    return transformers.GenerationConfig(
+        bos_token_id=config.text_config.bos_token_id,
+        eos_token_id=TEXT[text_class].ids[vlm.END_OF_TURN],
+        pad_token_id=config.text_config.pad_token_id,
     )
 
 

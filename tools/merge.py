@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 import common
 import vlm
-from tools.checkpoint import native_tensors, read_header, read_headers, whole_directory
-from vlm.lora import PEFT_PREFIX
+from tools.checkpoint import native_tensors, whole_directory
+from vlm.files import INDEX, WEIGHTS, carry_over, read_header, read_headers
+from vlm.lora import PEFT_PREFIX, find_factors
 
 
 class Factors(NamedTuple):
@@ -57,17 +58,21 @@ def merge(adapter: Path, dst: Path) -> float:
     """
     lora = read_adapter(adapter)
     base = vlm.find_checkpoint(lora.base, adapter)
+    vlm.check_model(base)
     headers = read_headers(base)
     _, rename = native_tensors(transformers.InternVLConfig.from_pretrained(base))
     check_factors(adapter, lora.factors, headers, rename)
 
     squared_norms = torch.zeros(3, dtype=torch.double)  # of the weights, the deltas, what is lost
     with whole_directory(dst) as directory:
-        for file in base.iterdir():
-            if file.suffix in (".json", ".jinja", ".txt", ".model"):  # config, tokenizer, index
-                shutil.copyfile(file, directory / file.name)
+        carry_over(base, directory)
+        shutil.copyfile(base / "config.json", directory / "config.json")
+        if base / WEIGHTS not in headers:
+            shutil.copyfile(base / INDEX, directory / INDEX)
         for file in tqdm(headers, unit="shard", disable=len(headers) < 2):
-            squared_norms += merge_shard(file, directory / file.name, lora, rename)
+            merged = directory / file.relative_to(base)
+            merged.parent.mkdir(parents=True, exist_ok=True)
+            squared_norms += merge_shard(file, merged, lora, rename)
 
     weights, delta, lost = squared_norms.sqrt().tolist()
     lost_share = lost / (delta or 1)
@@ -86,11 +91,12 @@ def read_adapter(directory: Path) -> Lora:
         InputError: if it is not an adapter, damaged, or more than plain LoRA
     """
     path = directory / "adapter_config.json"
-    weights = directory / "adapter_model.safetensors"
-    if not path.exists() or not weights.exists():
+    if not path.exists():
         raise common.InputError(
-            f"{directory}: not an adapter, which consists of {path.name} and {weights.name}"
+            f"{directory}: not an adapter, which consists of {path.name} and "
+            "adapter_model.safetensors"
         )
+    weights = find_factors(directory)
     base, rank, alpha = vlm.read_adapter(directory)
     read_header(weights)  # InputError if it is damaged
     factors = read_factors(weights, rank)

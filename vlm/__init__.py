@@ -3,6 +3,8 @@
 placement.py   a checkpoint becomes a model, its layers spread over one or more devices
 lora.py        low-rank factors beside the weights; adapter directories as PEFT writes them
 attention.py   attention to a video whose keys and values are held once for many rows
+files.py       which files hold the weights of a checkpoint, and what else it has
+limits.py      which models can be used, and how many frames they can take
 families.py    how a video enters a family of models: pixels and token ids
 prefix.py      a video is read once, whatever is asked about it: start here
 
@@ -18,9 +20,12 @@ from vlm.families import (
     encode_prefix,
     pixel_values,
 )
+from vlm.files import carry_over, share
+from vlm.limits import check_room
 from vlm.lora import Adapter, add_lora, read_adapter, save_adapter
 from vlm.placement import (
     check_model,
+    find_base,
     find_checkpoint,
     load,
     load_model,
@@ -50,11 +55,14 @@ __all__ = [
     "Video",
     "add_lora",
     "branch_logps",
+    "carry_over",
     "chat_parts",
     "check_model",
+    "check_room",
     "decode",
     "encode_branch",
     "encode_prefix",
+    "find_base",
     "find_checkpoint",
     "load",
     "load_model",
@@ -64,6 +72,7 @@ __all__ = [
     "plan_placement",
     "read_adapter",
     "save_adapter",
+    "share",
     "shared_prefix_attention",
     "split_layers",
     "watch_each",

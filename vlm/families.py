@@ -14,6 +14,8 @@ Shapes: F frames, P tokens of the video (the prefix).
 
 import torch
 
+import common
+
 END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; it is the last token of an answer
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -62,6 +64,11 @@ def shrink(frame, size: int):
     """
     [image] = resize(frame[None], size)  # (3, size, size)
     return image.permute(1, 2, 0).numpy()
+
+
+def choose_n_frames(asked: int | None, config) -> int:
+    """Choose how many frames of a video are shown: --frames, else what the model's config says."""
+    return asked or getattr(config, "num_frames", None) or common.DEFAULT_FRAMES
 
 
 def encode_prefix(tokenizer, config, n_frames: int) -> list[int]:

@@ -7,6 +7,7 @@ adapter_model.safetensors with the factors A (rank, in) and B (out, rank) of eac
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class Adapter(NamedTuple):
 
     base: str  # directory or hub name of the model that it belongs to
     rank: int  # 0: the model is a checkpoint without an adapter
-    alpha: int
+    alpha: float
 
 
 def read_adapter(path) -> Adapter:
@@ -60,14 +61,40 @@ def read_adapter(path) -> Adapter:
         return Adapter(path, 0, 0)
     base, rank, alpha = common.read_keys(file, "base_model_name_or_path", "r", "lora_alpha")
     if not isinstance(base, str) or not base:
-        raise common.InputError(f"{file}: base_model_name_or_path names no model")
+        raise common.InputError(
+            f"{file}: base_model_name_or_path is {base!r}; write the directory of the base there"
+        )
+    if not is_number(rank) or rank != int(rank) or rank < 1:
+        raise common.InputError(f"{file}: r is {rank!r}; a whole number from 1 on is expected")
+    if not is_number(alpha) or alpha <= 0:
+        raise common.InputError(f"{file}: lora_alpha is {alpha!r}; a number above 0 is expected")
     for key, value in common.read_json(file).items():
         is_plain = key in LORA_KEYS or str(value) in LORA_VALUES.get(key, ())
         if value and not is_plain:
             raise common.InputError(
                 f"{file}: {key} is more than plain LoRA, and only plain LoRA can be read"
             )
-    return Adapter(base, rank, alpha)
+    return Adapter(base, int(rank), alpha)
+
+
+def is_number(value) -> bool:
+    """Say whether a value of a JSON file is a finite number; true and false are none."""
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def find_factors(directory) -> Path:
+    """Find the file of an adapter's factors; InputError says what helps if it is not there."""
+    file = Path(directory) / "adapter_model.safetensors"
+    if file.exists():
+        return file
+    if file.with_suffix(".bin").exists():
+        raise common.InputError(
+            f"{file.with_suffix('.bin')}: pickled weights can run any code and are not read; "
+            "PEFT writes adapter_model.safetensors with save_pretrained(..., "
+            "safe_serialization=True)"
+        )
+    raise common.InputError(f"{file} is missing; is the adapter's download complete?")
 
 
 def add_lora(layers, rank: int, alpha: int):

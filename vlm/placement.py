@@ -20,33 +20,58 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
 import common
-from vlm import attention
-from vlm.families import END_OF_TURN
-from vlm.lora import PEFT_PREFIX, add_lora, read_adapter
+from vlm import attention, files, limits
+from vlm.families import END_OF_TURN, choose_n_frames
+from vlm.lora import PEFT_PREFIX, add_lora, find_factors, read_adapter
 
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]  # the files that are needed
+# The files that are needed, and those that a model made from this one takes over
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "LICENSE*"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def load(args):
-    """Load the model and the tokenizer that the common options --model, --devices, --dtype name."""
+    """Load the model and the tokenizer that the common options --model, --devices, --dtype name.
+
+    Raises:
+        InputError: also if --frames are more than the model has positions for
+    """
     devices = args.devices.split(",") if args.devices else None
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(args.model, devices, dtype), load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model)
+    config = read_config(find_base(args.model))
+    limits.check_frames(tokenizer, config, choose_n_frames(args.frames, config))
+    return load_model(args.model, devices, dtype), tokenizer
 
 
 def load_tokenizer(path):
-    """Load a tokenizer.
+    """Load a tokenizer; that of its base for an adapter without one, as PEFT writes it.
 
     Raises:
-        InputError: if it has no chat template, or END_OF_TURN is not one token
+        InputError: if there is none, if it has no chat template, or END_OF_TURN is not one token
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    if read_adapter(path).rank and not any(
+        (Path(path) / name).exists() for name in TOKENIZER_FILES
+    ):
+        path = find_base(path)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # of many kinds; all mean that there is no tokenizer to load
+        raise common.InputError(
+            f"{path}: no tokenizer can be read ({first_line(error)}); it consists of the files "
+            "tokenizer.json and tokenizer_config.json"
+        ) from error
     end_of_turn = tokenizer.encode(END_OF_TURN, add_special_tokens=False)
     if tokenizer.chat_template is None or len(end_of_turn) != 1:
         raise common.InputError(
             f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token"
         )
     return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """Give the first line of what an error says; its class if it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
 
 
 def load_model(path, devices=None, dtype=None):
@@ -59,7 +84,8 @@ def load_model(path, devices=None, dtype=None):
         dtype: default: float32 on a CPU, bfloat16 elsewhere
 
     Raises:
-        InputError: for weights that are missing, truncated, unknown or quantized
+        InputError: for weights that are missing, truncated, unknown, quantized or not finite, and
+            for a language model that cannot be used behind a shared video
     """
     if not devices:
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
@@ -67,35 +93,20 @@ def load_model(path, devices=None, dtype=None):
     if dtype is None:
         dtype = torch.float32 if devices[0].startswith("cpu") else torch.bfloat16
 
-    base, rank, alpha = read_adapter(path)
-    adapter = path if rank else None
-    directory = find_checkpoint(base, adapter)
-    files = sorted(directory.glob("*.safetensors"))
-    files += sorted(Path(path).glob("adapter_model.safetensors"))
-
     attention.register()
-    config = transformers.AutoConfig.from_pretrained(directory)
-    kinds = {"": "sdpa", "text_config": attention.NAME}  # vision tower, language model
-    with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation=kinds
-        )
+    model, names = plan_model(path, dtype)
+    config = model.config
     language = model.model.language_model
-    if rank:
-        add_lora(language.layers, rank, alpha)
-
     place = plan_placement(config, devices)
-    renamings = get_model_conversion_mapping(model)  # older files use older names
-    for file in files:
+    for file, names_of_file in names.items():
         for device in dict.fromkeys(devices):
-            read_weights(model, file, device, place, renamings, dtype)
+            read_weights(model, file, device, place, names_of_file, dtype)
 
     # These are in no file: a head tied to the embedding, and the buffers of rotary positions
-    if model.lm_head.weight.is_meta and config.text_config.tie_word_embeddings:
-        model.lm_head.weight = language.embed_tokens.weight
+    tie_head(model)
     language.rotary_emb = type(language.rotary_emb)(config.text_config).to(devices[0])
 
-    check_complete(model, path, n_files=len(files), is_adapter=rank > 0)
+    check_complete(model, path)
     if len(set(devices)) > 1:
         move_activations(model)
         print_placement(model, place)
@@ -103,14 +114,100 @@ def load_model(path, devices=None, dtype=None):
 
 
 def check_model(path):
-    """Raise InputError if there is no model at a path, or one of another class.
+    """Raise InputError if a model cannot be loaded, as far as configs and headers tell.
 
     Stages call this before they write anything, so that a typo in --model leaves nothing behind.
     Weights are not read.
     """
+    plan_model(path, torch.float32)
+
+
+def plan_model(path, dtype):
+    """Build a model on the meta device, without data, and find its tensors in the files.
+
+    Args:
+        path: directory of a checkpoint or of an adapter, or hub name
+
+    Returns:
+        model: with the factors of the adapter, if it is one
+        names: {file: {name of a tensor in the file: its name in the model}}
+
+    Raises:
+        InputError: if the class cannot be used, or a tensor is missing, unknown, a duplicate,
+            quantized, or of another shape
+    """
+    adapter = read_adapter(path)
+    directory = find_base(path)
+    config = read_config(directory)
+    kinds = {"": "sdpa", "text_config": attention.NAME}  # vision tower, language model
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation=kinds
+        )
+    limits.check_language_model(model, directory)
+    headers = files.read_headers(directory)
+    if adapter.rank:
+        add_lora(model.model.language_model.layers, adapter.rank, adapter.alpha)
+        weights = find_factors(path)
+        headers |= {weights: files.read_header(weights)}
+
+    renamings = get_model_conversion_mapping(model)  # older files use older names
+    names = {}
+    for file, header in headers.items():
+        names[file] = {}
+        for key in header:
+            names[file][key], _ = rename_source_key(key.removeprefix(PEFT_PREFIX), renamings, [])
+    check_tensors(model, path, headers, names)
+    return model, names
+
+
+def check_tensors(model, path, headers: dict, names: dict):
+    """Check that every tensor of the model is in the files once, and in the model's shape.
+
+    Args:
+        headers: {file: {name of a tensor in the file: Entry}}
+        names: {file: {name of a tensor in the file: its name in the model}}
+    """
+    missing = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = set()
+    for file, header in headers.items():
+        for key, entry in header.items():
+            name = names[file][key]
+            if name in found:
+                raise common.InputError(f"{file}: {key} (as {name}) is a duplicate")
+            if name not in missing:
+                hint = "; tools.merge merges such adapters" if ".lora_" in name else ""
+                raise common.InputError(
+                    f"{file}: {model.config.model_type} has no tensor {name!r}{hint}"
+                )
+            shape = missing.pop(name)
+            if entry.shape != shape:
+                raise common.InputError(
+                    f"{file}: {key} has the shape {tuple(entry.shape)}, but by the config it is "
+                    f"{tuple(shape)}; are they of the same model?"
+                )
+            found.add(name)
+
+    for target, source in model.all_tied_weights_keys.items():
+        if {target, source} & found:  # either can be made from the other
+            missing.pop(target, None)
+            missing.pop(source, None)
+    if missing:
+        name = next(iter(missing))
+        hint = f"the files of weights are {', '.join(file.name for file in headers)}"
+        if ".lora_" in name:
+            hint = (
+                "an adapter needs factors for all linear layers of the decoder, and for no others; "
+                "tools.merge merges such adapters"
+            )
+        raise common.InputError(f"{path}: there are no weights for {name}; {hint}")
+
+
+def find_base(path) -> Path:
+    """Find the directory of a checkpoint, or of an adapter's base; its class is checked."""
     base, rank, _ = read_adapter(path)
     adapter = path if rank else None
-    find_checkpoint(base, adapter)
+    return find_checkpoint(base, adapter)
 
 
 def find_checkpoint(base, adapter=None) -> Path:
@@ -126,8 +223,15 @@ def find_checkpoint(base, adapter=None) -> Path:
             )
         except Exception as error:  # of many kinds; all mean that there is nothing to load
             source = f"{base}, which {adapter} names as its base" if adapter else base
+            hint = ""
+            if adapter and not Path(base).is_absolute():
+                hint = (
+                    f"; a relative path is taken from where you are ({Path.cwd()}), so go where "
+                    "it is right, or write the whole path into adapter_config.json"
+                )
             raise common.InputError(
-                f"{source}: no such directory, and not found on the hub ({type(error).__name__})"
+                f"{source}: no such directory, and not found on the hub "
+                f"({type(error).__name__}){hint}"
             ) from error
 
     [kind] = common.read_keys(directory / "config.json", "model_type")
@@ -141,45 +245,84 @@ def find_checkpoint(base, adapter=None) -> Path:
     return directory
 
 
-def read_weights(model, file: Path, device: str, place, renamings, dtype):
-    """Read those tensors of a *.safetensors file into the model that belong on one device."""
+def read_config(directory: Path):
+    """Read a checkpoint's config.json as transformers does; dropout is taken out of it.
+
+    Raises:
+        InputError: if transformers cannot read it, or if the attention is not full
+    """
+    path = directory / "config.json"
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory)
+    except Exception as error:  # of many kinds; all mean that a value is not what it should be
+        message = " ".join(str(error).split())
+        raise common.InputError(f"{path}: transformers cannot read it: {message}") from error
+    limits.check_attention(config, path)
+    limits.remove_dropout(config)
+    return config
+
+
+def read_weights(model, file: Path, device: str, place, names: dict, dtype):
+    """Read those tensors of a *.safetensors file into the model that belong on one device.
+
+    names: {name of a tensor in the file: its name in the model}
+    """
     try:
         with safetensors.safe_open(file, framework="pt", device=device) as tensors:
-            names = {}  # in the file -> in the model
-            for key in tensors.keys():
-                kind = tensors.get_slice(key).get_dtype()
-                if kind not in ("F32", "BF16", "F16"):
-                    raise RuntimeError(
-                        f"{key} has the type {kind}; "
-                        "weights are read in float32, bfloat16 and float16, not quantized"
-                    )
-                names[key], _ = rename_source_key(key.removeprefix(PEFT_PREFIX), renamings, [])
-
             chunk = {}
             for key, name in names.items():
                 if place(name) == device:
                     kept_in = torch.float32 if ".lora_" in name else dtype
                     chunk[name] = tensors.get_tensor(key).to(kept_in)
-
-        if unknown := model.load_state_dict(chunk, strict=False, assign=True).unexpected_keys:
-            raise RuntimeError(f"{model.config.model_type} has no tensor {unknown[0]!r}")
+                    check_finite(file, key, chunk[name])
+        model.load_state_dict(chunk, strict=False, assign=True)
     except torch.OutOfMemoryError:
         raise  # not the file's fault: common.run says what helps
     except (RuntimeError, AssertionError, safetensors.SafetensorError) as error:
-        # A truncated file, a tensor of another shape, a device that does not exist
-        raise common.InputError(f"{file}: {error} (device {device})") from error
+        # A device that does not exist, a file that changes while it is read
+        raise common.InputError(f"{file}: {first_line(error)} (device {device})") from error
 
 
-def check_complete(model, path, n_files: int, is_adapter: bool):
-    """Raise InputError if a tensor of the model was in none of the files."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    missing = [name for name, tensor in tensors if tensor.is_meta]
-    if not missing:
+def check_finite(file: Path, key: str, tensor):
+    """Raise InputError if a tensor has a NaN or an infinite number in it.
+
+    A model with one of them answers all the same, and scores 0.
+    """
+    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # NaN wins both
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise common.InputError(
+            f"{file}: {key} has numbers that are infinite or NaN in {kind}; the file is damaged, "
+            "or was saved from a training that ran away, or needs another --dtype"
+        )
+
+
+def tie_head(model):
+    """Make the head the embedding, or the embedding the head, by transformers' own rule.
+
+    If config.json ties them, one that is in no file is the other. If both are in the files they are
+    tied only if they are equal.
+    """
+    if not model.all_tied_weights_keys:
         return
-    hint = f"only *.safetensors files are read, and {n_files} of them were found"
-    if is_adapter:
-        hint = "tools.merge merges such adapters"
-    raise common.InputError(f"{path}: there are no weights for {missing[0]}; {hint}")
+    head = model.lm_head
+    embedding = model.model.language_model.embed_tokens
+    if embedding.weight.is_meta:
+        embedding.weight = head.weight
+        return
+    is_same = head.weight.is_meta or torch.equal(
+        head.weight.to(embedding.weight.device), embedding.weight
+    )
+    if is_same:
+        head.weight = embedding.weight
+    else:
+        model.all_tied_weights_keys.clear()  # so that both are saved
+
+
+def check_complete(model, path):
+    """Raise InputError if a part of the model was in none of the files, such as a buffer."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise common.InputError(f"{path}: there are no weights for {name}")
 
 
 # ------------------------------------------------------------------------------

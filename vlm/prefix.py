@@ -23,9 +23,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-import common
 import media
-from vlm import attention, families
+from vlm import attention, families, limits
 
 
 class Branch(NamedTuple):
@@ -74,8 +73,7 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
         end. The Video is None if all these rows were dropped before, or if the video cannot be
         read: in that case they are marked as dropped here
     """
-    n_frames = args.frames or getattr(model.config, "num_frames", None) or common.DEFAULT_FRAMES
-
+    n_frames = families.choose_n_frames(args.frames, model.config)
     size = model.config.vision_config.image_size[0]
     shrink = functools.partial(families.shrink, size=size)
 
@@ -147,11 +145,18 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
             None decodes greedily
 
     Returns:
-        [(answer, whole), ...]: whole is False if an answer was cut off by max_new_tokens
+        [(answer, whole), ...]: whole is False if an answer was cut off by max_new_tokens, or where
+            the model's positions end
+
+    Raises:
+        InputError: if a prompt has no room behind the video
     """
     assert model.config.text_config._attn_implementation == attention.NAME, (
         "the model is not load_model's: other attention would not see the video"
     )
+    n_video = video.ids.shape[1]
+    prompt_ids = [encode_branch(tokenizer, prompt).prompt for prompt in prompts]
+    room = limits.check_room(model.config, tokenizer, n_video, prompt_ids)
     if video.cache is None:
         prefill = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1)
         video.cache = prefill.past_key_values
@@ -159,7 +164,6 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
     cache.layers = [attention.SharedLayer(layer.keys, layer.values) for layer in video.cache.layers]
 
     # Prompts are padded on the left, so that all answers start in the same column
-    prompt_ids = [encode_branch(tokenizer, prompt).prompt for prompt in prompts]
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(row, device=model.device) for row in prompt_ids],
         batch_first=True,
@@ -167,7 +171,6 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
         padding_side="left",
     )  # (B, longest prompt)
     is_prompt = ids >= 0
-    n_video = video.ids.shape[1]
     mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)  # (B, P + longest prompt)
     [end] = encode_branch(tokenizer, "").answer  # an empty answer is the end of turn alone
 
@@ -178,7 +181,7 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
         input_ids=ids.where(is_prompt, end),
         attention_mask=mask.long(),
         past_key_values=cache,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, room),
         do_sample=False,
         eos_token_id=end,
         pad_token_id=end,
