@@ -339,21 +339,91 @@ def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
 # What a stage decides: verdicts, drops and pairs
 
 
+FACT, ORDER, PLACE = "factual_inaccuracy", "temporal_ordering", "spatial_relationship"
+OBJECT, CAUSE, DETAIL = "object_hallucination", "causal_reasoning", "detail_omission"
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("The square moves left.\nErrors: factual_inaccuracy", ["factual_inaccuracy"]),
+        # As it was asked for
+        ("The square moves left.\nErrors: factual_inaccuracy", [FACT]),
+        ("the square moves left. errors: factual_inaccuracy", [FACT]),
+        ("Errors: detail_omission, factual_inaccuracy and causal_reasoning", [FACT, CAUSE, DETAIL]),
         ("Errors: none", []),
+        # Case, and other ways to write the name of a type
+        ("ERRORS: Temporal ordering, Object-Hallucination", [ORDER, OBJECT]),
+        (r"Errors: factual\_inaccuracy", [FACT]),
+        ("Errors: object hallucinations, detail omissions", [OBJECT, DETAIL]),
+        ("Error: causal_reasoning", [CAUSE]),
+        ("Errors : causal_reasoning", [CAUSE]),
+        ("Errors\uff1acausal_reasoning", [CAUSE]),
+        # Markdown and brackets
+        ("**Errors:** factual_inaccuracy", [FACT]),
+        ("**Errors**: factual_inaccuracy", [FACT]),
+        ("__Errors__: _factual_inaccuracy_", [FACT]),
+        ("*Errors: none*", []),
+        ("`Errors: factual_inaccuracy`", [FACT]),
+        ("### Errors: `factual_inaccuracy`", [FACT]),
+        ("- Errors: none", []),
+        ("2. Errors: causal_reasoning", [CAUSE]),
+        ("[Errors: [factual_inaccuracy]]", [FACT]),
+        ('{"errors": ["factual_inaccuracy"]}', [FACT]),
+        # A list below the heading
+        ("Errors:\n- factual_inaccuracy\n- detail_omission", [FACT, DETAIL]),
+        ("**Errors:**\n\n1. factual_inaccuracy (it is red)\n2. detail_omission", [FACT, DETAIL]),
+        ("Errors:\nfactual_inaccuracy\ncausal_reasoning", [FACT, CAUSE]),
+        ("Errors:\n- none", []),
+        ("Errors: causal_reasoning\nThe spatial_relationship is right.", [CAUSE]),
+        # None, in other words
         ("errors: None.", []),
-        ("**Errors:** Temporal ordering, Object-Hallucination", ["temporal_ordering", "object_hallucination"]),
-        ("I see no errors: the answer is fine.\nErrors: detail_omission", ["detail_omission"]),  # the last one counts
+        ("Errors: no errors.", []),
+        ("Errors: No error found", []),
+        ("Errors: N/A", []),
+        ("Errors: nothing", []),
+        ("Errors: no.", []),
+        ("Errors: none (no factual_inaccuracy)", []),
+        ("Errors: none. The causal_reasoning is fine.", []),
+        ("The answer is right. No errors.", []),
+        # Types that are denied
+        ("Errors: temporal_ordering, not causal_reasoning", [ORDER]),
+        ("Errors: temporal_ordering (no causal_reasoning problem)", [ORDER]),
+        ("Errors: not causal_reasoning but temporal_ordering", [ORDER]),
+        ("Errors: it isn't causal_reasoning; temporal_ordering", [ORDER]),
+        ("Errors:\n- factual_inaccuracy: none\n- temporal_ordering: the hit comes first", [ORDER]),
+        ("Errors: the answer does not name the circle: detail_omission", [DETAIL]),
+        ("Errors: there is no circle - object_hallucination", [OBJECT]),
+        # What is a verdict, and what is not; the last one counts
+        ("Errors: none\nOn a second look:\nErrors: detail_omission", [DETAIL]),
+        ("Errors: detail_omission\nErrors: none", []),
+        ("I see no errors: the answer is fine.\nErrors: detail_omission", [DETAIL]),
+        ("Errors: spatial_relationship\nWhat to do about the errors: see above.", [PLACE]),
+        ("<think>Errors: none</think>Errors: causal_reasoning", [CAUSE]),
+        ("Errors: causal_reasoning\n<think>Errors: none\nno errors.</think>", [CAUSE]),
+        ("perhaps\nErrors: none</think>\nErrors: causal_reasoning", [CAUSE]),
+        # Unreadable
         ("The answer is wrong.", None),
         ("Errors: many", None),
         ("Errors:", None),
+        ("Errors: wrong_color", None),
+        ("Errors: nonexistent", None),
+        ("Errors: not causal_reasoning", None),  # it says nothing of the other types
+        ("Errors: no temporal_ordering problem", None),
+        ("There are no errors in the first half.", None),
+        ("<think>Errors: none", None),  # cut off while it thought
+        ("", None),
     ],
 )
 def test_the_verdict_is_read_from_the_critique(text, expected):
     assert critique.parse_error_types(text) == expected
+
+
+def test_a_type_whose_name_is_part_of_another_is_told_from_it(monkeypatch):
+    monkeypatch.setitem(common.ERROR_TYPES, "omission", "something is left out")
+    assert critique.parse_error_types("Errors: detail_omission") == ["detail_omission"]
+    assert critique.parse_error_types("Errors: omission") == ["omission"]
+    assert critique.parse_error_types("Errors: omission, detail_omission") == ["detail_omission", "omission"]
+    assert critique.parse_error_types("Errors: emission") is None
 
 
 @pytest.mark.parametrize(
