@@ -28,6 +28,10 @@ def write_rows(path, *rows):
     [
         (b'{"id": "b"', "not JSON"),
         (b'{"id": "\xff"}', "not JSON in UTF-8"),
+        # Half of a surrogate pair, at any depth: legal JSON, but no text
+        (rb'{"id": "b", "video": "\ud83d.mp4"}', r"'video' has \\ud83d, half of a character"),
+        (rb'{"id": "b", "options": [{"a": "\udc00"}]}', r"'options' has \\udc00, half"),
+        (rb'{"id": "b", "\ud83d": 1}', r"has \\ud83d, half"),
         (b'["b"]', "an object is expected, not list"),
         (b'{"id": "b", "video": "v"}', "no key 'question', which generate.py writes"),
         (b'{"id": "b", "video": "v", "question": 7}', "'question' has the type int"),
@@ -39,15 +43,37 @@ def write_rows(path, *rows):
 def test_a_bad_row_is_named_with_its_file_and_line(tmp_path, line, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a", "video": "v", "question": "q?"}\n' + line + b"\n")
-    with pytest.raises(common.InputError, match=f"rows.jsonl, line 2: .*{complaint}"):
-        common.read_jsonl(path, ("id", "video", "question"))
+    with pytest.raises(common.InputError, match=f"rows.jsonl, line 2(, column .*)?: .*{complaint}") as refusal:
+        common.read_jsonl(path, () if "half" in complaint else ("id", "video", "question"))
+    assert str(refusal.value).count("line") == 1
+
+
+def test_broken_json_is_named_with_line_and_column(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a"}\n{"id" "b"}\n')
+    with pytest.raises(common.InputError) as refusal:
+        common.read_jsonl(path)
+    assert str(refusal.value) == f"{path}, line 2, column 7: not JSON in UTF-8 (Expecting ':' delimiter)"
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rb'{"id": "\ud83d\ude00"}')
+    assert common.read_jsonl(path) == [{"id": "\U0001f600"}]
+
+
+def test_half_a_character_in_a_json_file_is_refused(tmp_path):
+    path = tmp_path / "questions.json"
+    path.write_bytes(rb'[{"question": "why \ud83d?"}]')
+    with pytest.raises(common.InputError, match=r"questions.json: it has \\ud83d, half of a character"):
+        common.read_json(path)
 
 
 def test_an_incomplete_last_line_is_skipped_only_where_that_is_asked_for(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a"}\n{"id": "b"')
     assert common.read_jsonl(path, incomplete=True) == [{"id": "a"}]
-    with pytest.raises(common.InputError, match="rows.jsonl, line 2: not JSON"):
+    with pytest.raises(common.InputError, match="rows.jsonl, line 2, column 1.: not JSON"):
         common.read_jsonl(path)
 
 
@@ -182,7 +208,7 @@ def test_after_a_full_disk_an_output_resumes(tmp_path):
 @pytest.mark.parametrize(
     "line, complaint",
     [
-        (b"not json\n", "line 2: not JSON"),
+        (b"not json\n", "line 2, column 1: not JSON"),
         (b'{"id": "z/9", "video": "a"}\n', "line 2: not the row that belongs here"),
         (b'{"id": "a/1", "video": "b"}\n', "line 2: not the row that belongs here"),  # the id of a row, another video
     ],
