@@ -134,7 +134,7 @@ def main():
     args = parse_args()
     root, groups = common.read_input(args, REQUIRED)
     groups = common.take_shard(groups, args.shard)[: args.limit]
-    vlm.check_model(args.model)
+    vlm.check_model(args.model, vlm.list_texts(args.input, groups, ("question", "initial")))
     meta = common.make_meta(args, [CRITIQUE_PROMPT], root, groups)
     out = common.Output(args.output, args, meta, groups)
     if out.finished:

@@ -16,6 +16,7 @@ from vlm.families import (
     IMAGE_STD,
     chat_parts,
     encode_prefix,
+    list_texts,
     pixel_values,
 )
 from vlm.lora import Adapter, add_lora, read_adapter, save_adapter
@@ -56,6 +57,7 @@ __all__ = [
     "encode_branch",
     "encode_prefix",
     "find_checkpoint",
+    "list_texts",
     "load",
     "load_model",
     "load_tokenizer",

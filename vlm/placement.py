@@ -20,7 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
 import common
-from vlm import attention
+from vlm import attention, families
 from vlm.families import END_OF_TURN
 from vlm.lora import PEFT_PREFIX, add_lora, read_adapter
 
@@ -31,21 +31,30 @@ def load(args):
     """Load the model and the tokenizer that the common options --model, --devices, --dtype name."""
     devices = args.devices.split(",") if args.devices else None
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(args.model, devices, dtype), load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
+    return load_model(args.model, devices, dtype), tokenizer
 
 
 def load_tokenizer(path):
     """Load a tokenizer.
 
     Raises:
-        InputError: if it has no chat template, or END_OF_TURN is not one token
+        InputError: if it cannot be read, END_OF_TURN is no token, or its chat template is unusable
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    end_of_turn = tokenizer.encode(END_OF_TURN, add_special_tokens=False)
-    if tokenizer.chat_template is None or len(end_of_turn) != 1:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # of many kinds; all mean that a file is missing or damaged
+        reason = " ".join(str(error).split())
         raise common.InputError(
-            f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token"
-        )
+            f"{path}: its tokenizer cannot be read, tokenizer.json or tokenizer_config.json is "
+            f"missing or damaged ({reason})"
+        ) from error
+    if END_OF_TURN not in families.control_tokens(tokenizer).values():
+        raise common.InputError(f"{path}: its tokenizer needs {END_OF_TURN} as a special token")
+    try:
+        families.check_chat_template(tokenizer)
+    except common.InputError as error:
+        raise common.InputError(f"{path}: {error}") from error
     return tokenizer
 
 
@@ -102,15 +111,18 @@ def load_model(path, devices=None, dtype=None):
     return model.eval()
 
 
-def check_model(path):
-    """Raise InputError if there is no model at a path, or one of another class.
+def check_model(path, texts: list = ()):
+    """Raise InputError if no model is at a path, or one of another class or with damaged files.
 
     Stages call this before they write anything, so that a typo in --model leaves nothing behind.
-    Weights are not read.
+    The tokenizer is loaded, weights are not read.
+
+    texts: that the model will be given, [(where it is from, text), ...]; see families.check_texts
     """
     base, rank, _ = read_adapter(path)
     adapter = path if rank else None
     find_checkpoint(base, adapter)
+    families.check_texts(load_tokenizer(path), texts)
 
 
 def find_checkpoint(base, adapter=None) -> Path:
