@@ -73,6 +73,7 @@ def load_model(path, devices=None, dtype=None):
     if not devices:
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
     devices = [str(device) for device in devices]
+    check_devices(devices)
     if dtype is None:
         dtype = torch.float32 if devices[0].startswith("cpu") else torch.bfloat16
 
@@ -109,6 +110,23 @@ def load_model(path, devices=None, dtype=None):
         move_activations(model)
         print_placement(model, place)
     return model.eval()
+
+
+def check_devices(devices: list[str]):
+    """Raise InputError for a device that torch does not know, or a GPU that is not visible."""
+    n_gpus = torch.cuda.device_count()
+    visible = "no GPU is visible"
+    if n_gpus:
+        visible = f"cuda:0 to cuda:{n_gpus - 1} are visible"
+    for name in devices:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise common.InputError(
+                f"--devices: {name!r} is no device; expected cpu, or cuda:0, cuda:1, ..."
+            ) from error
+        if device.type == "cuda" and (device.index or 0) >= n_gpus:
+            raise common.InputError(f"--devices: {name} is not there; {visible} to PyTorch")
 
 
 def check_model(path, texts: list = ()):
