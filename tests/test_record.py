@@ -446,9 +446,11 @@ def test_the_verdict_is_read_from_the_critique(text, expected):
 
 def test_a_type_whose_name_is_part_of_another_is_told_from_it(monkeypatch):
     monkeypatch.setitem(common.ERROR_TYPES, "omission", "something is left out")
+    monkeypatch.setitem(common.ERROR_TYPES, "object", "another thing is meant")
     assert critique.parse_error_types("Errors: detail_omission") == ["detail_omission"]
     assert critique.parse_error_types("Errors: omission") == ["omission"]
     assert critique.parse_error_types("Errors: omission, detail_omission") == ["detail_omission", "omission"]
+    assert critique.parse_error_types("Errors: object_hallucination") == ["object_hallucination"]
     assert critique.parse_error_types("Errors: emission") is None
 
 
