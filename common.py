@@ -150,6 +150,9 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
         where = f"{path}, line {number}"
         try:
             row = json.loads(line.decode("utf-8"))
+        except json.JSONDecodeError as error:
+            column = f"column {error.colno}"
+            raise InputError(f"{where}, {column}: not JSON in UTF-8 ({error.msg})") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON in UTF-8 ({error})") from error
         if fault := find_fault(row, require):
@@ -172,7 +175,21 @@ def find_fault(row, require: tuple) -> str | None:
     for key in needed:
         if key not in row:
             return f"no key {key!r}, which {RECORD[key].stage}.py writes"
+    for key, value in row.items():
+        if half := find_surrogate([key, value]):
+            return f"{key!r} has {half}, half of a character, which is no text in UTF-8"
     return find_wrong_value(row)
+
+
+def find_surrogate(value) -> str | None:
+    r"""Find half of a surrogate pair in the texts of a JSON value -> its escape, such as \ud83d.
+
+    JSON may spell it, but it can neither be written in UTF-8 nor encoded as tokens, and as the name
+    of a video it makes OpenCV crash.
+    """
+    texts = json.dumps(value, ensure_ascii=False)
+    half = re.search("[\ud800-\udfff]", texts)
+    return f"\\u{ord(half[0]):x}" if half else None
 
 
 def find_wrong_value(row: dict) -> str | None:
@@ -216,11 +233,14 @@ def group_by_video(rows: list[dict]) -> list[tuple[str, list[dict]]]:
 def read_json(path):
     """Read a JSON file; InputError names the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON in UTF-8 ({error})") from error
+    if half := find_surrogate(value):
+        raise InputError(f"{path}: it has {half}, half of a character, which is no text in UTF-8")
+    return value
 
 
 def read_keys(path, *keys: str) -> list:

@@ -35,27 +35,72 @@ CRITIQUE_PROMPT = (
 )
 
 
+# The grammar of a verdict, for texts that `simplify` has made plain
+HEADING = r"(?:^|[^\w\s])[ \t]*errors?[ \t]*:"  # no word stands before it in its sentence
+NONE = r"[^a-z]*(?:none|nothing|n/a|no errors?|no(?=[^a-z]*$))\b"  # at the start of a verdict
+LAST_WORDS = r"(?:^|[.!?])\s*no errors?(?: found)?\s*[.!]?\s*$"  # a verdict without a heading
+CLAUSE_ENDS = r"[,;.()\[\]\n]|\s[-\u2013\u2014]\s|\bbut\b"
+NEGATION = r"\b(?:no|not|non|nor|neither|never|without)\b|n['\u2019]t\b"  # before an error type
+DENIAL = r"\s*:\s*(?:none|no|n/a|no errors?)\s*"  # behind it, as in a list of all types
+
+
 def parse_error_types(critique: str) -> list[str] | None:
     """Read the verdict of a critique: what follows its last "Errors:", to the end of the line.
 
+    If nothing follows on that line, the verdict is what stands below it. "Error:" is a heading too,
+    but "the errors:" in a sentence is not. Without a heading, a last sentence "No errors." counts.
+    What a model thought between <think> and </think> does not.
+
     Returns:
-        the error types that it names, in the order of ERROR_TYPES; [] if it says "none"; None if
-        there is no verdict, or it says something else
+        [] if the verdict begins with none, nothing, n/a or no errors; else the error types that it
+        names, in the order of ERROR_TYPES, but for those that it denies; None if there is no
+        verdict, or it says something else
 
     >>> parse_error_types("The square moves left. Errors: factual_inaccuracy")
     ['factual_inaccuracy']
+    >>> parse_error_types("**Errors:** temporal ordering, not causal reasoning")
+    ['temporal_ordering']
     """
-    verdicts = re.findall(r"errors\s*:\s*(.*)", critique, re.IGNORECASE)
-    if not verdicts:
-        return None
-    verdict = verdicts[-1].lower()
-    normalized = re.sub(r"[\s-]+", "_", verdict)  # "Temporal ordering" is temporal_ordering
-    named = [error for error in common.ERROR_TYPES if error in normalized]
-    if named:
-        return named
-    if re.match(r"[^a-z]*none\b", verdict):
+    text = simplify(remove_thoughts(critique))
+    headings = list(re.finditer(HEADING, text, re.MULTILINE))
+    if not headings:
+        return [] if re.search(LAST_WORDS, text) else None
+
+    behind = text[headings[-1].end() :]
+    line = behind.partition("\n")[0]
+    verdict = line if re.search(r"\w", line) else behind
+    if re.match(NONE, verdict):
         return []
-    return None
+    return find_named(verdict) or None
+
+
+def remove_thoughts(critique: str) -> str:
+    """Remove <think>...</think>, also where one of the two is missing."""
+    text = re.sub(r"<think>.*?</think>", "", critique, flags=re.DOTALL)
+    text = re.sub(r"^.*</think>", "", text, flags=re.DOTALL)
+    return re.sub(r"<think>.*", "", text, flags=re.DOTALL)
+
+
+def simplify(text: str) -> str:
+    """Make a text plain: no case, no marks of Markdown, and spaces in `temporal_ordering`."""
+    text = re.sub(r"[*`\\\"]", "", text.lower()).replace("\uff1a", ":")
+    text = re.sub(r"_|\b-\b", " ", text)
+    return re.sub(r"[^\S\n]+", " ", text)
+
+
+def find_named(verdict: str) -> list[str]:
+    """Find the error types that a verdict names and does not deny, in the order of ERROR_TYPES."""
+    types = {simplify(error): error for error in common.ERROR_TYPES}
+    longest_first = sorted(types, key=len, reverse=True)  # omission is a part of detail omission
+    any_type = rf"\b({'|'.join(map(re.escape, longest_first))})(?:s|es)?\b"
+    named = set()
+    for clause in re.split(CLAUSE_ENDS, verdict):
+        for match in re.finditer(any_type, clause):
+            before = clause[: match.start()].rpartition(":")[2]
+            denied = re.search(NEGATION, before) or re.fullmatch(DENIAL, clause[match.end() :])
+            if not denied:
+                named.add(types[match[1]])
+    return [error for error in common.ERROR_TYPES if error in named]
 
 
 def write_critiques(model, tokenizer, video, rows: list[dict], args):
@@ -89,7 +134,7 @@ def main():
     args = parse_args()
     root, groups = common.read_input(args, REQUIRED)
     groups = common.take_shard(groups, args.shard)[: args.limit]
-    vlm.check_model(args.model)
+    vlm.check_model(args.model, vlm.list_texts(args.input, groups, ("question", "initial")))
     meta = common.make_meta(args, [CRITIQUE_PROMPT], root, groups)
     out = common.Output(args.output, args, meta, groups)
     if out.finished:

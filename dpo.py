@@ -705,7 +705,7 @@ def main():
     """Train a model on the pairs."""
     args = parse_args()
     root, groups = read_pairs(args)
-    vlm.check_model(args.model)
+    vlm.check_model(args.model, vlm.list_texts(args.input, groups, ("question", *SIDES)))
     meta = common.make_meta(args, [common.ANSWER_PROMPT], root, groups)
     lock = begin(args, meta)  # held until main returns
     if not lock:

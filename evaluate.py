@@ -490,8 +490,9 @@ def main():
     groups = [(video, sorted(rows, key=segment)) for video, rows in common.group_by_video(items)]
     groups = common.take_shard(groups, args.shard)[: args.limit]
 
-    vlm.check_model(args.model)
-    meta = common.make_meta(args, [render_prompt(item) for item in items], root, groups)
+    prompts = [(f"{root}, question {item['id']!r}", render_prompt(item)) for item in items]
+    vlm.check_model(args.model, prompts)
+    meta = common.make_meta(args, [prompt for _, prompt in prompts], root, groups)
     out = common.Output(args.output / "predictions.jsonl", args, meta, groups)
     if out.finished:
         return

@@ -223,7 +223,7 @@ def write_answers(model, tokenizer, video, rows: list[dict], args):
 
 def answer_one(args):
     """Print the answer to --ask, and which of its words are not in the model's vocabulary."""
-    vlm.check_model(args.model)
+    vlm.check_model(args.model, [("--ask", args.ask)])
     root, names = sample_videos(args.input[:1], 1, args.seed)
     model, tokenizer = vlm.load(args)
     words = args.ask.replace("?", " ").replace(",", " ").split()

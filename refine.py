@@ -102,7 +102,8 @@ def main():
     args = parse_args()
     root, groups = common.read_input(args, REQUIRED)
     groups = common.take_shard(groups, args.shard)[: args.limit]
-    vlm.check_model(args.model)
+    texts = vlm.list_texts(args.input, groups, ("question", "initial", "critique"))
+    vlm.check_model(args.model, texts)
     meta = common.make_meta(args, [REFINE_PROMPT], root, groups)
     out = common.Output(args.output, args, meta, groups)
     if out.finished:

@@ -357,9 +357,30 @@ def test_quantized_weights_are_refused_by_name_and_not_cast(copied, dtype, name)
         vlm.load_model(copied, ["cpu"])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_device_is_refused():
-    with pytest.raises(common.InputError, match="CUDA|accelerator"):
+@pytest.mark.parametrize(
+    "n_gpus, device, complaint",
+    [
+        (0, "cuda:0", "cuda:0 is not there; no GPU is visible to PyTorch"),
+        (0, "cuda", "cuda is not there; no GPU is visible to PyTorch"),
+        (2, "cuda:2", "cuda:2 is not there; cuda:0 to cuda:1 are visible to PyTorch"),
+        (2, "gpu0", "'gpu0' is no device; expected cpu, or cuda:0, cuda:1, ..."),
+    ],
+)
+def test_a_missing_device_is_refused(monkeypatch, n_gpus, device, complaint):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    with pytest.raises(common.InputError) as refusal:
+        vlm.load_model(MODEL, ["cpu", device])
+    assert str(refusal.value) == f"--devices: {complaint}"
+
+
+def test_a_gpu_that_cannot_be_used_is_named_with_torchs_reason(monkeypatch):
+    # What the CUDA build of PyTorch says on a machine without a driver; the CPU build says other things
+    def refuse(*_, **__):
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    with pytest.raises(common.InputError, match=r"Found no NVIDIA driver on your system\. \(device cuda:0\)"):
         vlm.load_model(MODEL, ["cuda:0"])
 
 

@@ -28,6 +28,10 @@ def write_rows(path, *rows):
     [
         (b'{"id": "b"', "not JSON"),
         (b'{"id": "\xff"}', "not JSON in UTF-8"),
+        # Half of a surrogate pair, at any depth: legal JSON, but no text
+        (rb'{"id": "b", "video": "\ud83d.mp4"}', r"'video' has \\ud83d, half of a character"),
+        (rb'{"id": "b", "options": [{"a": "\udc00"}]}', r"'options' has \\udc00, half"),
+        (rb'{"id": "b", "\ud83d": 1}', r"has \\ud83d, half"),
         (b'["b"]', "an object is expected, not list"),
         (b'{"id": "b", "video": "v"}', "no key 'question', which generate.py writes"),
         (b'{"id": "b", "video": "v", "question": 7}', "'question' has the type int"),
@@ -39,15 +43,37 @@ def write_rows(path, *rows):
 def test_a_bad_row_is_named_with_its_file_and_line(tmp_path, line, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a", "video": "v", "question": "q?"}\n' + line + b"\n")
-    with pytest.raises(common.InputError, match=f"rows.jsonl, line 2: .*{complaint}"):
-        common.read_jsonl(path, ("id", "video", "question"))
+    with pytest.raises(common.InputError, match=f"rows.jsonl, line 2(, column .*)?: .*{complaint}") as refusal:
+        common.read_jsonl(path, () if "half" in complaint else ("id", "video", "question"))
+    assert str(refusal.value).count("line") == 1
+
+
+def test_broken_json_is_named_with_line_and_column(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a"}\n{"id" "b"}\n')
+    with pytest.raises(common.InputError) as refusal:
+        common.read_jsonl(path)
+    assert str(refusal.value) == f"{path}, line 2, column 7: not JSON in UTF-8 (Expecting ':' delimiter)"
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rb'{"id": "\ud83d\ude00"}')
+    assert common.read_jsonl(path) == [{"id": "\U0001f600"}]
+
+
+def test_half_a_character_in_a_json_file_is_refused(tmp_path):
+    path = tmp_path / "questions.json"
+    path.write_bytes(rb'[{"question": "why \ud83d?"}]')
+    with pytest.raises(common.InputError, match=r"questions.json: it has \\ud83d, half of a character"):
+        common.read_json(path)
 
 
 def test_an_incomplete_last_line_is_skipped_only_where_that_is_asked_for(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a"}\n{"id": "b"')
     assert common.read_jsonl(path, incomplete=True) == [{"id": "a"}]
-    with pytest.raises(common.InputError, match="rows.jsonl, line 2: not JSON"):
+    with pytest.raises(common.InputError, match="rows.jsonl, line 2, column 1.: not JSON"):
         common.read_jsonl(path)
 
 
@@ -182,7 +208,7 @@ def test_after_a_full_disk_an_output_resumes(tmp_path):
 @pytest.mark.parametrize(
     "line, complaint",
     [
-        (b"not json\n", "line 2: not JSON"),
+        (b"not json\n", "line 2, column 1: not JSON"),
         (b'{"id": "z/9", "video": "a"}\n', "line 2: not the row that belongs here"),
         (b'{"id": "a/1", "video": "b"}\n', "line 2: not the row that belongs here"),  # the id of a row, another video
     ],
@@ -339,21 +365,93 @@ def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):
 # What a stage decides: verdicts, drops and pairs
 
 
+FACT, ORDER, PLACE = "factual_inaccuracy", "temporal_ordering", "spatial_relationship"
+OBJECT, CAUSE, DETAIL = "object_hallucination", "causal_reasoning", "detail_omission"
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("The square moves left.\nErrors: factual_inaccuracy", ["factual_inaccuracy"]),
+        # As it was asked for
+        ("The square moves left.\nErrors: factual_inaccuracy", [FACT]),
+        ("the square moves left. errors: factual_inaccuracy", [FACT]),
+        ("Errors: detail_omission, factual_inaccuracy and causal_reasoning", [FACT, CAUSE, DETAIL]),
         ("Errors: none", []),
+        # Case, and other ways to write the name of a type
+        ("ERRORS: Temporal ordering, Object-Hallucination", [ORDER, OBJECT]),
+        (r"Errors: factual\_inaccuracy", [FACT]),
+        ("Errors: object hallucinations, detail omissions", [OBJECT, DETAIL]),
+        ("Error: causal_reasoning", [CAUSE]),
+        ("Errors : causal_reasoning", [CAUSE]),
+        ("Errors\uff1acausal_reasoning", [CAUSE]),
+        # Markdown and brackets
+        ("**Errors:** factual_inaccuracy", [FACT]),
+        ("**Errors**: factual_inaccuracy", [FACT]),
+        ("__Errors__: _factual_inaccuracy_", [FACT]),
+        ("*Errors: none*", []),
+        ("`Errors: factual_inaccuracy`", [FACT]),
+        ("### Errors: `factual_inaccuracy`", [FACT]),
+        ("- Errors: none", []),
+        ("2. Errors: causal_reasoning", [CAUSE]),
+        ("[Errors: [factual_inaccuracy]]", [FACT]),
+        ('{"errors": ["factual_inaccuracy"]}', [FACT]),
+        # A list below the heading
+        ("Errors:\n- factual_inaccuracy\n- detail_omission", [FACT, DETAIL]),
+        ("**Errors:**\n\n1. factual_inaccuracy (it is red)\n2. detail_omission", [FACT, DETAIL]),
+        ("Errors:\nfactual_inaccuracy\ncausal_reasoning", [FACT, CAUSE]),
+        ("Errors:\n- none", []),
+        ("Errors: causal_reasoning\nThe spatial_relationship is right.", [CAUSE]),
+        # None, in other words
         ("errors: None.", []),
-        ("**Errors:** Temporal ordering, Object-Hallucination", ["temporal_ordering", "object_hallucination"]),
-        ("I see no errors: the answer is fine.\nErrors: detail_omission", ["detail_omission"]),  # the last one counts
+        ("Errors: no errors.", []),
+        ("Errors: No error found", []),
+        ("Errors: N/A", []),
+        ("Errors: nothing", []),
+        ("Errors: no.", []),
+        ("Errors: none (no factual_inaccuracy)", []),
+        ("Errors: none. The causal_reasoning is fine.", []),
+        ("The answer is right. No errors.", []),
+        # Types that are denied
+        ("Errors: temporal_ordering, not causal_reasoning", [ORDER]),
+        ("Errors: temporal_ordering (no causal_reasoning problem)", [ORDER]),
+        ("Errors: not causal_reasoning but temporal_ordering", [ORDER]),
+        ("Errors: it isn't causal_reasoning; temporal_ordering", [ORDER]),
+        ("Errors:\n- factual_inaccuracy: none\n- temporal_ordering: the hit comes first", [ORDER]),
+        ("Errors: the answer does not name the circle: detail_omission", [DETAIL]),
+        ("Errors: there is no circle - object_hallucination", [OBJECT]),
+        # What is a verdict, and what is not; the last one counts
+        ("Errors: none\nOn a second look:\nErrors: detail_omission", [DETAIL]),
+        ("Errors: detail_omission\nErrors: none", []),
+        ("I see no errors: the answer is fine.\nErrors: detail_omission", [DETAIL]),
+        ("Errors: spatial_relationship\nWhat to do about the errors: see above.", [PLACE]),
+        ("<think>Errors: none</think>Errors: causal_reasoning", [CAUSE]),
+        ("Errors: causal_reasoning\n<think>Errors: none\nno errors.</think>", [CAUSE]),
+        ("perhaps\nErrors: none</think>\nErrors: causal_reasoning", [CAUSE]),
+        # Unreadable
         ("The answer is wrong.", None),
         ("Errors: many", None),
         ("Errors:", None),
+        ("Errors: wrong_color", None),
+        ("Errors: nonexistent", None),
+        ("Errors: not causal_reasoning", None),  # it says nothing of the other types
+        ("Errors: no temporal_ordering problem", None),
+        ("There are no errors in the first half.", None),
+        ("<think>Errors: none", None),  # cut off while it thought
+        ("", None),
     ],
 )
 def test_the_verdict_is_read_from_the_critique(text, expected):
     assert critique.parse_error_types(text) == expected
+
+
+def test_a_type_whose_name_is_part_of_another_is_told_from_it(monkeypatch):
+    monkeypatch.setitem(common.ERROR_TYPES, "omission", "something is left out")
+    monkeypatch.setitem(common.ERROR_TYPES, "object", "another thing is meant")
+    assert critique.parse_error_types("Errors: detail_omission") == ["detail_omission"]
+    assert critique.parse_error_types("Errors: omission") == ["omission"]
+    assert critique.parse_error_types("Errors: omission, detail_omission") == ["detail_omission", "omission"]
+    assert critique.parse_error_types("Errors: object_hallucination") == ["object_hallucination"]
+    assert critique.parse_error_types("Errors: emission") is None
 
 
 @pytest.mark.parametrize(

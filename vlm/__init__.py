@@ -18,6 +18,7 @@ from vlm.families import (
     IMAGE_STD,
     chat_parts,
     encode_prefix,
+    list_texts,
     pixel_values,
 )
 from vlm.files import carry_over, share
@@ -64,6 +65,7 @@ __all__ = [
     "encode_prefix",
     "find_base",
     "find_checkpoint",
+    "list_texts",
     "load",
     "load_model",
     "load_tokenizer",

@@ -20,7 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
 import common
-from vlm import attention, files, limits
+from vlm import attention, families, files, limits
 from vlm.families import END_OF_TURN, choose_n_frames
 from vlm.lora import PEFT_PREFIX, add_lora, find_factors, read_adapter
 
@@ -37,7 +37,7 @@ def load(args):
     """
     devices = args.devices.split(",") if args.devices else None
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    tokenizer = load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
     config = read_config(find_base(args.model))
     limits.check_frames(tokenizer, config, choose_n_frames(args.frames, config))
     return load_model(args.model, devices, dtype), tokenizer
@@ -47,24 +47,25 @@ def load_tokenizer(path):
     """Load a tokenizer; that of its base for an adapter without one, as PEFT writes it.
 
     Raises:
-        InputError: if there is none, if it has no chat template, or END_OF_TURN is not one token
+        InputError: if it cannot be read, END_OF_TURN is no token, or its chat template is unusable
     """
-    if read_adapter(path).rank and not any(
-        (Path(path) / name).exists() for name in TOKENIZER_FILES
-    ):
+    has_own = any((Path(path) / name).exists() for name in TOKENIZER_FILES)
+    if read_adapter(path).rank and not has_own:
         path = find_base(path)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # of many kinds; all mean that there is no tokenizer to load
+    except Exception as error:  # of many kinds; all mean that a file is missing or damaged
+        reason = " ".join(str(error).split())
         raise common.InputError(
-            f"{path}: no tokenizer can be read ({first_line(error)}); it consists of the files "
-            "tokenizer.json and tokenizer_config.json"
+            f"{path}: its tokenizer cannot be read, tokenizer.json or tokenizer_config.json is "
+            f"missing or damaged ({reason})"
         ) from error
-    end_of_turn = tokenizer.encode(END_OF_TURN, add_special_tokens=False)
-    if tokenizer.chat_template is None or len(end_of_turn) != 1:
-        raise common.InputError(
-            f"{path}: the tokenizer needs a chat template and {END_OF_TURN} as one token"
-        )
+    if END_OF_TURN not in families.control_tokens(tokenizer).values():
+        raise common.InputError(f"{path}: its tokenizer needs {END_OF_TURN} as a special token")
+    try:
+        families.check_chat_template(tokenizer)
+    except common.InputError as error:
+        raise common.InputError(f"{path}: {error}") from error
     return tokenizer
 
 
@@ -90,6 +91,7 @@ def load_model(path, devices=None, dtype=None):
     if not devices:
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
     devices = [str(device) for device in devices]
+    check_devices(devices)
     if dtype is None:
         dtype = torch.float32 if devices[0].startswith("cpu") else torch.bfloat16
 
@@ -113,13 +115,33 @@ def load_model(path, devices=None, dtype=None):
     return model.eval()
 
 
-def check_model(path):
+def check_devices(devices: list[str]):
+    """Raise InputError for a device that torch does not know, or a GPU that is not visible."""
+    n_gpus = torch.cuda.device_count()
+    visible = "no GPU is visible"
+    if n_gpus:
+        visible = f"cuda:0 to cuda:{n_gpus - 1} are visible"
+    for name in devices:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise common.InputError(
+                f"--devices: {name!r} is no device; expected cpu, or cuda:0, cuda:1, ..."
+            ) from error
+        if device.type == "cuda" and (device.index or 0) >= n_gpus:
+            raise common.InputError(f"--devices: {name} is not there; {visible} to PyTorch")
+
+
+def check_model(path, texts: list = ()):
     """Raise InputError if a model cannot be loaded, as far as configs and headers tell.
 
     Stages call this before they write anything, so that a typo in --model leaves nothing behind.
-    Weights are not read.
+    The tokenizer is loaded, weights are not read.
+
+    texts: that the model will be given, [(where it is from, text), ...]; see families.check_texts
     """
     plan_model(path, torch.float32)
+    families.check_texts(load_tokenizer(path), texts)
 
 
 def plan_model(path, dtype):

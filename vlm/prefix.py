@@ -23,6 +23,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+import common
 import media
 from vlm import attention, families, limits
 
@@ -35,10 +36,14 @@ class Branch(NamedTuple):
 
 
 def encode_branch(tokenizer, prompt: str, answer: str = "") -> Branch:
-    """Encode prompt and answer separately, so that a prompt has the same ids with any answer."""
+    """Encode prompt and answer separately, so that a prompt has the same ids with any answer.
+
+    Raises:
+        InputError: if one has a control token that cannot be encoded as text (families.encode_text)
+    """
     _, before_answer = families.chat_parts(tokenizer)
-    prompt_ids = tokenizer.encode(prompt + before_answer, add_special_tokens=False)
-    answer_ids = tokenizer.encode(answer + families.END_OF_TURN, add_special_tokens=False)
+    prompt_ids = families.encode_text(tokenizer, prompt, before_answer)
+    answer_ids = families.encode_text(tokenizer, answer, families.END_OF_TURN)
     return Branch(prompt_ids, answer_ids)
 
 
