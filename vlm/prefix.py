@@ -23,6 +23,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+import common
 import media
 from vlm import attention, families, limits
 
