@@ -473,9 +473,14 @@ def have_a_config_of_another_type(directory):
     edit_config(directory, "text_config", hidden_size="large")
 
 
+def have_sizes_that_do_not_fit(directory):
+    edit_config(directory, "text_config", num_attention_heads=0)
+
+
 @pytest.mark.parametrize(
     "damage, complaint",
     [
+        (have_sizes_that_do_not_fit, "config.json: (transformers cannot read it|no model can be made from it): "),
         (lead_out, r"index.json: weight_map has '../elsewhere.safetensors' for .*lm_head.weight, which leads out"),
         (lead_to_the_root, "index.json: weight_map has '/elsewhere.safetensors' .* leads out of the directory"),
         (name_no_file, "index.json: weight_map has 7 for .*lm_head.weight, which is not a"),

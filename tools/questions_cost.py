@@ -37,6 +37,7 @@ def write_model(directory: str):
     config.vision_config.image_size = [448, 448]
     config.vision_config.patch_size = [14, 14]
     config.image_seq_length = 256
+    config.text_config.max_position_embeddings = 32768  # 32 frames are above 8,192 tokens
     torch.manual_seed(0)
     model = transformers.AutoModelForImageTextToText.from_config(config)
     model.save_pretrained(directory)
@@ -101,6 +102,7 @@ def main():
         if not args.model:
             write_model(temporary)
             args.model = temporary
+        args.frames = FRAMES
         model, tokenizer = vlm.load(args)
         path = Path(temporary) / "scene.mp4"
         world.render(shapes, path)

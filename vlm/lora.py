@@ -7,7 +7,6 @@ adapter_model.safetensors with the factors A (rank, in) and B (out, rank) of eac
 """
 
 import functools
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,9 +77,9 @@ def read_adapter(path) -> Adapter:
 
 
 def is_number(value) -> bool:
-    """Say whether a value of a JSON file is a finite number; true and false are none."""
+    """Say whether a value of a JSON file is a number of any use; true, NaN and 1e400 are none."""
     is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+    return is_real and abs(value) < 2**31
 
 
 def find_factors(directory) -> Path:

@@ -95,7 +95,6 @@ def load_model(path, devices=None, dtype=None):
     if dtype is None:
         dtype = torch.float32 if devices[0].startswith("cpu") else torch.bfloat16
 
-    attention.register()
     model, names = plan_model(path, dtype)
     config = model.config
     language = model.model.language_model
@@ -162,10 +161,16 @@ def plan_model(path, dtype):
     directory = find_base(path)
     config = read_config(directory)
     kinds = {"": "sdpa", "text_config": attention.NAME}  # vision tower, language model
-    with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation=kinds
-        )
+    attention.register()
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(
+                config, dtype=dtype, attn_implementation=kinds
+            )
+    except Exception as error:  # of many kinds; all mean that the sizes do not go together
+        raise common.InputError(
+            f"{directory / 'config.json'}: no model can be made from it: {first_line(error)}"
+        ) from error
     limits.check_language_model(model, directory)
     headers = files.read_headers(directory)
     if adapter.rank:
