@@ -347,6 +347,7 @@ def make_parser(
     *,
     several_inputs: bool = False,
     videos: bool = True,
+    retry: bool = False,
     required: tuple = ("model", "input", "output"),
 ):
     """Make a parser with the options that all stages share.
@@ -356,6 +357,7 @@ def make_parser(
         output, input: help texts, which name the files
         several_inputs: whether --input takes more than one path
         videos: whether to add --videos, for stages whose --input is a JSONL file that names videos
+        retry: whether to add --retry-unreadable, for stages whose output has rows of dropped videos
         required: options that must be given
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
@@ -383,7 +385,7 @@ def make_parser(
     )
     files.add_argument("--overwrite", action="store_true", help="start the output anew")
     files.add_argument(
-        "--limit", type=at_least(1), metavar="N", help="only N videos (default: all)"
+        "--limit", type=at_least(1), metavar="N", help="only N videos in all (default: all)"
     )
     files.add_argument(
         "--max-bad",
@@ -392,6 +394,12 @@ def make_parser(
         metavar="SHARE",
         help="stop if more than this share of the videos is unreadable; 1.0: never",
     )
+    if retry:
+        files.add_argument(
+            "--retry-unreadable",
+            action="store_true",
+            help="read videos again that the output has as unreadable_video; all else is kept",
+        )
 
     model = parser.add_argument_group("the model")
     model.add_argument(
@@ -426,23 +434,30 @@ def add_shard(parser):
         "--shard",
         default="0/1",
         metavar="I/N",
-        help="every N-th video from the I-th on, I < N; afterwards cat the outputs",
+        help="every N-th video from the I-th on, I < N, of those that --limit leaves; afterwards "
+        "cat the outputs",
     )
 
 
 def take_shard(videos: list, shard: str) -> list:
-    """Take the videos I, I + N, I + 2N, ... of shard 'I/N'."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    """Take the videos I, I + N, I + 2N, ... of shard 'I/N'; InputError if it gets none."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
     if not match or int(match[1]) >= int(match[2]):
         raise InputError(f"--shard {shard}: expected I/N with I < N, such as 0/4")
-    return videos[int(match[1]) :: int(match[2])]
+    taken = videos[int(match[1]) :: int(match[2])]
+    if not taken:
+        raise InputError(
+            f"--shard {shard}: there are only {len(videos)} videos, so this shard has none; "
+            f"make it {len(videos)} shards or fewer"
+        )
+    return taken
 
 
 def read_input(args, require: tuple) -> tuple[Path, list]:
     """Read the rows that a stage works on.
 
     Returns:
-        (root of their videos, [(video, its rows), ...])
+        (root of their videos, an absolute path; [(video, its rows), ...])
     """
     groups = group_by_video(read_jsonl(args.input, require))
     if not groups:
@@ -457,17 +472,39 @@ def read_input(args, require: tuple) -> tuple[Path, list]:
     else:
         root = None
     if args.videos:
-        root = args.videos
+        root = Path(args.videos).resolve()
     if not root:
         raise InputError(
             f"{args.input} has no meta.json beside it that says where its videos are; "
             "say it with --videos DIR"
+        )
+    if not Path(root).is_absolute():  # whoever wrote it may have stood in another directory
+        raise InputError(
+            f"{path}: its root {root} is not an absolute path; say it with --videos DIR"
         )
     if not Path(root).is_dir():
         raise InputError(
             f"{root}: no such directory; --videos DIR says where the videos of {args.input} are"
         )
     return Path(root), groups
+
+
+def check_rows_are_left(input, groups: list):
+    """Raise InputError if every row of an input was dropped before: a stage has nothing to do."""
+    drops = Counter(row.get("dropped") for _, rows in groups for row in rows)
+    if None not in drops:
+        raise InputError(
+            f"{input}: all {drops.total()} rows are dropped already ({list_reasons(drops)}), so "
+            f"there is nothing to do; {WHAT_HELPS}"
+        )
+
+
+def list_reasons(drops: Counter) -> str:
+    """List why rows were dropped: 'unchanged 3, no_error_found 2'."""
+    return ", ".join(f"{reason} {n}" for reason, n in drops.most_common())
+
+
+WHAT_HELPS = 'docs/files.md, "Why was a row dropped?", says what helps'
 
 
 # ------------------------------------------------------------------------------
@@ -483,10 +520,28 @@ NOT_CONTENT = (
     "model",
     "output",
     "overwrite",
+    "partial",
+    "retry_unreadable",
     "save_every",
     "videos",
+    "without",
 )
-MODEL_SUFFIXES = (".json", ".jinja", ".safetensors")  # of the files that make a model
+# The files of a model: those that load_model and load_tokenizer read. Others in its directory are
+# no part of it, such as an output that is written there
+MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def meta_path(output) -> Path:
@@ -510,16 +565,13 @@ def make_meta(args, prompts: list, root, groups: list) -> dict:
     content["model"] = fingerprint(*models)
     content["prompts"] = fingerprint(*prompts)
     content["inputs"] = fingerprint(*groups)
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False
-    )
     return {
         "stage": Path(sys.argv[0]).name,
         "arguments": json.loads(json.dumps(vars(args), default=str)),
+        "directory": os.getcwd(),
         "content": content,
         "root": str(root),
-        "commit": git.stdout.strip() or None,
+        "commit": read_commit(),
         "versions": {
             "python": sys.version.split()[0],
             "torch": torch.__version__,
@@ -529,6 +581,17 @@ def make_meta(args, prompts: list, root, groups: list) -> dict:
         "process": os.getpid(),
         "finished": None,
     }
+
+
+def read_commit() -> str | None:
+    """Read this repository's commit; None outside of git, or without git on the machine."""
+    command = ["git", "rev-parse", "HEAD"]
+    here = Path(__file__).parent
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False)
+    except OSError:  # there is no git
+        return None
+    return git.stdout.strip() or None
 
 
 def model_directories(model) -> list[Path]:
@@ -549,9 +612,7 @@ def fingerprint(*parts) -> str:
     stride = 2**20
     digest = hashlib.sha256()
     for part in parts:
-        files = []
-        if isinstance(part, Path):  # a directory of a model
-            files = [file for file in sorted(part.glob("*")) if file.suffix in MODEL_SUFFIXES]
+        files = list_model_files(part) if isinstance(part, Path) else []
         names = " ".join(file.name for file in files)
         digest.update((names or f"{part}\0").encode())
         for file in files:
@@ -563,15 +624,27 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()[:16]
 
 
+def list_model_files(directory: Path) -> list[Path]:
+    """List the files of a directory that make a model, sorted."""
+    files = set()
+    for pattern in MODEL_FILES:
+        files.update(file for file in directory.glob(pattern) if file.is_file())
+    return sorted(files)
+
+
 # ------------------------------------------------------------------------------
 # Outputs that resume
 
 
-def begin(output: Path, meta: dict, overwrite: bool):
+def begin(output: Path, meta: dict, overwrite: bool, is_whole=None):
     """Lock an output and write its meta.json.
 
     An output that is to be overwritten stays as it is until `clear`: when the model has been loaded
     and something is there to take its place.
+
+    Args:
+        is_whole: a function without arguments that says whether an output that was finished has
+            nothing that is to be done again; None: it never has
 
     Returns:
         the lock, which is held as long as the object lives; None if the output is finished
@@ -580,22 +653,37 @@ def begin(output: Path, meta: dict, overwrite: bool):
         InputError: if another process writes it, or it was begun with other arguments
     """
     path = meta_path(output)
-    lock = acquire_lock(output)
+    try:
+        lock = acquire_lock(output)
+    except OSError:
+        # A finished output on a disk that is read-only needs no lock
+        if not overwrite and output.exists() and is_finished(output, meta, is_whole):
+            return None
+        raise
     if output.exists() and not path.exists():
         raise InputError(
             f"{output} exists without {path.name}, so no stage wrote it. It is left as it is: "
             "choose another --output, or remove it"
         )
     if overwrite and output.exists():
+        # meta.json is still that of the process which wrote the old output
+        replace(process_path(output), f"{os.getpid()}\n")
         return lock
-    if output.exists():
-        check_same_content(output, meta)
-        [finished] = read_keys(path, "finished")
-        if finished:
-            print(f"{output} is finished; nothing to do")
-            return None
+    if output.exists() and is_finished(output, meta, is_whole):
+        return None
+    replace(process_path(output), f"{os.getpid()}\n")
     write_json(path, meta)
     return lock
+
+
+def is_finished(output: Path, meta: dict, is_whole) -> bool:
+    """Say whether an output is finished, and print it; InputError if it is another's."""
+    check_same_content(output, meta)
+    [finished] = read_keys(meta_path(output), "finished")
+    if not finished or (is_whole and not is_whole()):
+        return False
+    print(f"{output} is finished; nothing to do")
+    return True
 
 
 def clear(output: Path, meta: dict):
@@ -617,9 +705,15 @@ def acquire_lock(output: Path):
     try:
         lock.acquire()
     except filelock.Timeout:
-        [process] = read_keys(meta_path(output), "process")
-        raise InputError(f"{output} is being written by process {process}") from None
+        path = process_path(output)
+        process = f"process {path.read_text().strip()}" if path.exists() else "another process"
+        raise InputError(f"{output} is being written by {process}") from None
     return lock
+
+
+def process_path(output: Path) -> Path:
+    """Give the path of the file with the number of the process that has an output's lock."""
+    return output.parent / f".{output.name}.process"
 
 
 def check_same_content(output: Path, meta: dict):
@@ -658,17 +752,25 @@ def describe_option(key: str, value) -> str:
 def tell_difference(option: str, path: Path, meta: dict) -> str:
     """Say that the model or the input is not the one that meta.json has, or that it changed."""
     [arguments] = read_keys(path, "arguments")
-    then = join_paths(arguments.get(option, "unknown"))
-    now = join_paths(meta["arguments"][option])
-    if then == now:
-        return f"made before the files of its {option} changed ({now})"
-    return f"made from another {option}: {then} then, {now} now"
+    then = arguments.get(option, "unknown")
+    now = meta["arguments"][option]
+    place_then = join_paths(then, read_json(path).get("directory"))
+    place_now = join_paths(now, meta.get("directory"))
+    if place_then == place_now:
+        return f"made before the files of its {option} changed ({join_paths(now)})"
+    if join_paths(then) == join_paths(now):  # typed alike, but in two directories
+        return f"made from another {option}: {place_then} then, {place_now} now"
+    return f"made from another {option}: {join_paths(then)} then, {join_paths(now)} now"
 
 
-def join_paths(value) -> str:
-    """Write paths as on the command line: generate.py takes several inputs."""
+def join_paths(value, directory: str | None = None) -> str:
+    """Write paths as on the command line: generate.py takes several inputs.
+
+    directory: that relative paths begin from; None leaves them relative
+    """
     paths = value if isinstance(value, list) else [value]
-    return " ".join(str(Path(path)) for path in paths)  # Path: m and m/ are the same
+    # normpath: m and m/ are the same
+    return " ".join(os.path.normpath(Path(directory or "", path)) for path in paths)
 
 
 def remove(output: Path):
@@ -688,41 +790,96 @@ class Output:
         rows: the rows that are in it
     """
 
-    def __init__(self, path: Path, args, meta: dict, groups: list):
-        """Begin or resume an output for groups, [(video, its rows), ...]."""
+    def __init__(self, path: Path, args, meta: dict, groups: list, again: tuple = ()):
+        """Begin or resume an output for groups, [(video, its rows), ...].
+
+        again: reasons, such as "unreadable_video". Videos that the output has as dropped for one
+            of them are done again, also if it is finished
+        """
         self.path = path
         self.meta = meta
+        self.groups = groups
+        self.again = again
         self.rows = []
         self.most_bad = args.max_bad * len(groups)
         self.begun = time.time()
-        self.lock = begin(path, meta, args.overwrite)
+        self.videos = {row["id"]: video for video, rows in groups for row in rows}
+        self.lock = begin(path, meta, args.overwrite, self.is_whole)
         self.finished = self.lock is None
+        if self.finished:
+            self.check_something_is_kept()
         self.replaces = args.overwrite and path.exists()  # until the first write
         if path.exists() and not self.finished and not self.replaces:
-            self.resume(groups)
-        n_done = len(group_by_video(self.rows))
-        self.left = groups[n_done:]
+            self.resume()
+        done = {self.videos[row["id"]] for row in self.rows}
+        self.left = [(video, rows) for video, rows in groups if video not in done]
 
-    def resume(self, groups: list):
-        """Keep the rows of complete videos, and cut off what follows them."""
+    def resume(self):
+        """Keep the rows of complete videos that are not to be done again; remove the others."""
         rows = read_jsonl(self.path, ("id", "video"), incomplete=True)
-        expected = []  # (id, video) of every row, in order
-        for video, rows_of_video in groups:
-            expected += [(row["id"], video) for row in rows_of_video]
-        for number, row in enumerate(rows):
-            belongs = number < len(expected) and (row["id"], row["video"]) == expected[number]
-            if not belongs:
+        complete = self.check_rows_belong(rows)
+        undone = self.find_undone(rows)
+        # The last video may lack rows. If it is unreadable, it may be the one that ended the run
+        if rows and (not complete or "error" in rows[-1]):
+            undone.add(self.videos[rows[-1]["id"]])
+        self.rows = [row for row in rows if self.videos[row["id"]] not in undone]
+
+        if self.rows == rows[: len(self.rows)]:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            n_bytes = sum(len(line) for line in lines[: len(self.rows)])
+            os.truncate(self.path, n_bytes)
+        else:
+            write_jsonl(self.path, self.rows)
+        n_videos = len(group_by_video(self.rows))
+        print(f"resuming {self.path}: {n_videos} videos are complete, what is left is done now")
+
+    def check_rows_belong(self, rows: list[dict]) -> bool:
+        """Check that rows are those of the groups: videos in any order, but the rows of each whole.
+
+        Videos that were done again stand behind the others until the output is finished.
+
+        Returns:
+            whether the last video is complete
+
+        Raises:
+            InputError: names the line that does not belong there
+        """
+        firsts = {rows_of_video[0]["id"] for _, rows_of_video in self.groups}
+        following = {}  # id of a row -> id of the next row about its video; None after the last
+        for _, rows_of_video in self.groups:
+            ids = [row["id"] for row in rows_of_video]
+            following.update(zip(ids, [*ids[1:], None]))
+
+        next_id = None  # None: the first row of any video
+        for number, row in enumerate(rows, 1):
+            belongs = row["id"] in firsts if next_id is None else row["id"] == next_id
+            # Where a missing video is looked for is not where it is found
+            is_missing = row.get("dropped") == "missing_video"
+            if not belongs or not (is_missing or row["video"] == self.videos[row["id"]]):
                 raise InputError(
-                    f"{self.path}, line {number + 1}: not the row that belongs here; "
+                    f"{self.path}, line {number}: not the row that belongs here; "
                     "restore it, or start anew with --overwrite"
                 )
-        # The last video may lack rows, so it is done again
-        self.rows = [row for row in rows if row["video"] != rows[-1]["video"]]
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        n_bytes = sum(len(line) for line in lines[: len(self.rows)])
-        os.truncate(self.path, n_bytes)
-        n_videos = len(group_by_video(self.rows))
-        print(f"resuming {self.path}: {n_videos} videos are complete, what follows is done again")
+            next_id = following[row["id"]]
+        return next_id is None
+
+    def find_undone(self, rows: list[dict]) -> set[str]:
+        """Find the videos that are to be done again: dropped for a reason that may be gone."""
+        dropped_before = set()  # by an earlier stage, or since a video is still missing
+        for _, rows_of_video in self.groups:
+            dropped_before.update(row["id"] for row in rows_of_video if "dropped" in row)
+        undone = set()
+        for row in rows:
+            is_dropped_here = row["id"] in self.videos and row["id"] not in dropped_before
+            if is_dropped_here and row.get("dropped") in self.again:
+                undone.add(self.videos[row["id"]])
+        return undone
+
+    def is_whole(self) -> bool:
+        """Say whether a finished output has no video that is to be done again."""
+        if not self.again:
+            return True  # without a look at the rows, which may have been edited since
+        return not self.find_undone(read_jsonl(self.path, ("id", "video")))
 
     def write(self, rows: list[dict]):
         """Append the next rows about one video; InputError if too many videos are unreadable."""
@@ -742,7 +899,8 @@ class Output:
         if n_bad > self.most_bad:
             raise InputError(
                 f"{n_bad} videos are unreadable, more than --max-bad allows; "
-                f"their errors are in {self.path} under `error`"
+                f"their errors are in {self.path} under `error`. Once they can be read, "
+                "--retry-unreadable reads them again"
             )
 
     def check_something_is_readable(self, rows: list[dict]):
@@ -763,25 +921,49 @@ class Output:
             "are --input and --videos right?"
         )
 
+    def put_in_order(self):
+        """Put the rows into the order of the groups, which videos that were done again are not."""
+        place = {id: number for number, id in enumerate(self.videos)}
+        ordered = sorted(self.rows, key=lambda row: place[row["id"]])
+        if ordered != self.rows:
+            self.rows = ordered
+            write_jsonl(self.path, ordered)
+
     def finish(self, kept: str):
         """Note in meta.json that the output is finished, and account for all of its rows.
 
         kept: what the rows are called that were not dropped, such as "pairs":
             rows in 12 = 7 pairs + 5 dropped (unchanged 3, no_error_found 2)
+
+        Raises:
+            InputError: if all rows were dropped; the output is finished nevertheless
         """
         if self.replaces:
             clear(self.path, self.meta)
         self.path.touch()
+        self.put_in_order()
         drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
         n_kept = len(self.rows) - drops.total()
         account = f"rows in {len(self.rows)} = {n_kept} {kept} + {drops.total()} dropped"
         if drops:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in drops.most_common())
-            account += f" ({reasons})"
+            account += f" ({list_reasons(drops)})"
         seconds = round(time.time() - self.begun, 1)
-        finished = {"account": account, "seconds": seconds}
+        finished = {"account": account, "kept": n_kept, "seconds": seconds}
         write_json(meta_path(self.path), self.meta | {"finished": finished})
         print(f"{self.path}: {account}")
+        n_unreadable = len({row["video"] for row in self.rows if "error" in row})
+        if n_unreadable:
+            print(f"{n_unreadable} videos are unreadable; --retry-unreadable reads them again")
         n_partial = len({row["video"] for row in self.rows if "warning" in row})
         if n_partial:
             print(f"{n_partial} videos cannot be decoded to their end: `warning` in their rows")
+        self.check_something_is_kept()
+
+    def check_something_is_kept(self):
+        """Raise InputError if all rows of a finished output were dropped."""
+        [finished] = read_keys(meta_path(self.path), "finished")
+        if finished.get("kept") == 0:
+            raise InputError(
+                f"{self.path}: {finished['account']}. It is finished, but has nothing for the "
+                f"next stage; {WHAT_HELPS}"
+            )

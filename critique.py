@@ -116,7 +116,7 @@ def write_critiques(model, tokenizer, video, rows: list[dict], args):
 
 def parse_args():
     """Parse the command line."""
-    parser = common.make_parser(__doc__, "critiques.jsonl", "responses.jsonl")
+    parser = common.make_parser(__doc__, "critiques.jsonl", "responses.jsonl", retry=True)
     decoding = parser.add_argument_group("decoding, which is greedy")
     decoding.add_argument(
         "--max-new-tokens",
@@ -133,10 +133,12 @@ def main():
     """Write a critique of every answer."""
     args = parse_args()
     root, groups = common.read_input(args, REQUIRED)
-    groups = common.take_shard(groups, args.shard)[: args.limit]
+    common.check_rows_are_left(args.input, groups)
+    groups = common.take_shard(groups[: args.limit], args.shard)
     vlm.check_model(args.model, vlm.list_texts(args.input, groups, ("question", "initial")))
     meta = common.make_meta(args, [CRITIQUE_PROMPT], root, groups)
-    out = common.Output(args.output, args, meta, groups)
+    again = ("unreadable_video",) if args.retry_unreadable else ()
+    out = common.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

@@ -15,8 +15,9 @@ frames): its prompts and parsers differ from one benchmark to the next.
 --output is a directory:
 
     predictions.jsonl   one row per question: the item (benchmarks.make_item
-                        says its keys), prompt, initial (the reply), parsed
-                        (index of an option, or null), correct
+                        says its keys), run and n_questions (see mark_run),
+                        prompt, initial (the reply), parsed (index of an
+                        option, or null), correct
     results.json        the score and its 95% interval, bootstrapped over
                         videos; the accuracy, also by task and by tag; n of N
                         questions, n_unparsed, n_empty
@@ -289,11 +290,55 @@ def drop_missing(items: list[dict], root: Path, partial: bool):
             line += f", such as {min(missing)}"
         print(line)
 
+    if all("dropped" in item for item in items):
+        raise common.InputError(f"{root}: none of the videos is there, so there is nothing to ask")
     if not partial and any("dropped" in item for item in items):
         raise common.InputError(
             f"videos are missing in {root}; --partial leaves their questions out, and says n/N "
             "with every figure"
         )
+
+
+def mark_run(groups: list, n_questions: int, content: dict):
+    """Note in every row which run it is of, so that joined shards can be told apart, and counted.
+
+    The rows get `run`, a fingerprint of what makes the replies comparable, and `n_questions`: how
+    many questions the whole run has, without --limit and --shard.
+
+    content: of meta.json
+    """
+    made_by = [content[key] for key in ("benchmark", "model", "prompts", "frames", "dtype")]
+    run = common.fingerprint(*made_by)
+    for _, rows in groups:
+        for row in rows:
+            row["run"] = run
+            row["n_questions"] = n_questions
+
+
+def check_one_run(path: Path, rows: list[dict]):
+    """Raise InputError if rows of different runs were joined."""
+    first = rows[0]
+    for row in rows:
+        for key in ("run", "n_questions"):
+            if row.get(key) != first.get(key):
+                raise common.InputError(
+                    f"{path}: rows of different runs, {first['id']} and {row['id']}: `{key}` is "
+                    f"{first.get(key)} and {row.get(key)}. Join the shards of one run, which have "
+                    "the same model, questions, --frames and --dtype"
+                )
+
+
+def what_was_asked(groups: list) -> list[dict]:
+    """Give the items as they are wherever the videos are, for the fingerprint of the input.
+
+    So an output of before is taken over when videos have arrived that were missing.
+    """
+    depends_on_files = ("video", "start", "end", "dropped")
+    asked = []
+    for _, rows in groups:
+        for row in rows:
+            asked.append({key: row[key] for key in row if key not in depends_on_files})
+    return asked
 
 
 def segment(item: dict) -> tuple[float, float]:
@@ -350,9 +395,11 @@ def write_results(rows: list[dict], meta: dict, args):
     begun_with = meta.get("arguments", {})
     public = [row for row in rows if row["answer"] is not None]
     results = score(public) if public else {"score": None, "n": 0, "N": 0}
-    is_shard = begun_with.get("shard", "0/1") != "0/1"
+    n_questions = rows[0].get("n_questions")  # rows that evaluate.py did not write may lack it
+    are_all_here = len(rows) == n_questions
     results |= {
-        "partial": results["n"] < results["N"] or bool(begun_with.get("limit")) or is_shard,
+        "n_questions": n_questions,
+        "partial": results["n"] < results["N"] or not are_all_here,
         "benchmark": args.benchmark,
         "model": begun_with.get("model"),
         "seed": args.seed,
@@ -364,6 +411,8 @@ def write_results(rows: list[dict], meta: dict, args):
     common.write_json(args.output / "results.json", results)
     if public:
         print_score(results)
+    if not are_all_here:
+        print(f"PARTIAL: {len(rows)} of {n_questions or 'an unknown number of'} questions are here")
     if len(public) < len(rows):
         write_submission(rows, args)
 
@@ -402,6 +451,9 @@ def rescore(args):
             f"{path} is unfinished; the command that began it resumes it, and then scores it"
         )
     rows = common.read_jsonl(path, ("id", "video", "initial"))
+    if not rows:
+        raise common.InputError(f"{path} has no rows, so there is nothing to score")
+    check_one_run(path, rows)
     for row in rows:
         if row.get("benchmark") != args.benchmark:
             raise common.InputError(f"{path}: {row['id']} is not a question of {args.benchmark}")
@@ -424,7 +476,12 @@ def parse_args():
     """Parse the command line, and refuse what does not go together."""
     names = ("shapes", *benchmarks.names())
     parser = common.make_parser(
-        __doc__, "directory of the results", "directory of the benchmark", videos=False, required=()
+        __doc__,
+        "directory of the results",
+        "directory of the benchmark",
+        videos=False,
+        retry=True,
+        required=(),
     )
     common.add_shard(parser)
     add = parser.add_argument_group("the benchmark").add_argument
@@ -488,12 +545,17 @@ def main():
         raise common.InputError(f"--full: all answers of {args.benchmark} are public; leave it out")
     drop_missing(items, root, args.partial)
     groups = [(video, sorted(rows, key=segment)) for video, rows in common.group_by_video(items)]
-    groups = common.take_shard(groups, args.shard)[: args.limit]
+    groups = common.take_shard(groups[: args.limit], args.shard)
 
     prompts = [(f"{root}, question {item['id']!r}", render_prompt(item)) for item in items]
     vlm.check_model(args.model, prompts)
-    meta = common.make_meta(args, [prompt for _, prompt in prompts], root, groups)
-    out = common.Output(args.output / "predictions.jsonl", args, meta, groups)
+    texts = [prompt for _, prompt in prompts]
+    meta = common.make_meta(args, texts, root, what_was_asked(groups))
+    mark_run(groups, len(items), meta["content"])
+    again = ["missing_video"]  # videos that have arrived since
+    if args.retry_unreadable:
+        again.append("unreadable_video")
+    out = common.Output(args.output / "predictions.jsonl", args, meta, groups, tuple(again))
     if out.finished:
         return
     model, tokenizer = vlm.load(args)
@@ -502,6 +564,7 @@ def main():
         if video:
             write_replies(model, tokenizer, video, rows, args)
         out.write(rows)
+    out.put_in_order()
     write_results(out.rows, meta, args)
     out.finish("replies")  # last, so that what is called finished has its scores
 

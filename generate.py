@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import os
 import random
+import shlex
 from pathlib import Path
 
 import torch
@@ -55,18 +56,21 @@ QUESTION_TOP_P = 0.9  # questions are sampled at temperature 1 within this nucle
 # Which videos
 
 
-def sample_videos(inputs: list, limit: int | None, seed: int) -> tuple[Path, list[str]]:
+def sample_videos(
+    inputs: list, limit: int | None, seed: int, without: frozenset[Path] = frozenset()
+) -> tuple[Path, list[str]]:
     """Find the videos among files and directories, which are searched to any depth.
 
     Args:
         limit: only so many, drawn at random, and as evenly over the inputs as their sizes allow
+        without: absolute paths of videos that are left out, as if they were not there
 
     Returns:
         (their common root, paths relative to it, sorted)
     """
     drawn = []  # for each input its files, in random order
     for number, path in enumerate(map(Path, inputs)):
-        files = find_input(path)
+        files = [file for file in find_input(path) if file not in without]
         shuffle = random.Random(f"{seed}/{number}")
         drawn.append(shuffle.sample(files, len(files)))
 
@@ -74,6 +78,8 @@ def sample_videos(inputs: list, limit: int | None, seed: int) -> tuple[Path, lis
     in_turn = []
     for turn in itertools.zip_longest(*drawn):
         in_turn += [file for file in turn if file is not None]
+    if not in_turn:
+        raise common.InputError("--without has all videos of --input: there is no other")
     root = Path(os.path.commonpath([file.parent for file in in_turn]))
     distinct = list(dict.fromkeys(in_turn))  # a file may be below two inputs
     return root, sorted(file.relative_to(root).as_posix() for file in distinct[:limit])
@@ -114,8 +120,57 @@ def find_input(path: Path) -> list[Path]:
     return files
 
 
+def list_videos_of(outputs: list[Path]) -> frozenset[Path]:
+    """List the videos of earlier runs of this stage, all shards included, as absolute paths."""
+    videos = set()
+    for output in outputs:
+        path = common.meta_path(output)
+        if not path.exists():
+            raise common.InputError(
+                f"--without {output}: there is no {path.name} beside it; name an output of "
+                "generate.py (not shards that were joined, but one of them)"
+            )
+        root, names = common.read_keys(path, "root", "videos")
+        videos.update(Path(root, name) for name in names)
+    return frozenset(videos)
+
+
+def refuse_new_videos(args, meta: dict):
+    """Raise InputError if the output is of the same command, but more videos are there by now.
+
+    It names the command that asks about those alone. With --limit nothing is said here: it draws
+    others, and Output refuses that.
+    """
+    path = common.meta_path(args.output)
+    if args.overwrite or args.limit or not args.output.exists() or not path.exists():
+        return
+    content, finished = common.read_keys(path, "content", "finished")
+    differing = {key for key, value in meta["content"].items() if content.get(key) != value}
+    if differing != {"inputs"}:
+        return
+    then = list_videos_of([args.output])
+    now = {Path(meta["root"], name) for name in meta["videos"]}
+    new = now - then
+    if not new or new == now:  # if all are new, it is another input
+        return
+
+    second = args.output.with_name(f"{args.output.stem}.new{args.output.suffix}")
+    more = shlex.join(["--without", str(args.output), "--output", str(second)])
+    message = (
+        f"{args.output} was made before {len(new)} videos arrived, such as {min(new)}. This asks "
+        f"about those alone: {common.command()} {more} (critique.py and refine.py then run on "
+        "each file)"
+    )
+    if not finished:
+        message += f"; and then, with --without {second} added, this command resumes"
+    raise common.InputError(f"{message}; or --overwrite starts anew")
+
+
 # ------------------------------------------------------------------------------
 # Sampling
+
+
+MOST = torch.finfo(torch.float32).max
 
 
 class Noise(LogitsProcessor):
@@ -138,6 +193,7 @@ class Noise(LogitsProcessor):
     def __call__(self, input_ids, scores):
         """Add noise to one step's scores, (B, vocabulary)."""
         scores = scores.float() / self.temperature
+        scores = scores.clamp(-MOST, MOST)  # by a tiny temperature they would be infinite
         if self.nucleus:
             scores = self.nucleus(input_ids, scores)
         draws = []
@@ -256,7 +312,15 @@ def parse_args():
         "video files, folders of frames, and directories of them",
         several_inputs=True,
         videos=False,
+        retry=True,
         required=("model", "input"),
+    )
+    parser.add_argument_group("which videos").add_argument(
+        "--without",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="leave out the videos of these earlier outputs of generate.py",
     )
     asking = parser.add_argument_group("questions and answers")
     for kind in ASPECTS:
@@ -313,12 +377,21 @@ def main():
         answer_one(args)
         return
 
-    root, names = sample_videos(args.input, args.limit, args.seed)
+    counts = count_questions(args)
+    if not any(counts.values()):
+        options = " and ".join(f"--{kind} 0" for kind in counts)
+        raise common.InputError(f"{options}: then there is nothing to ask about a video")
+    root, names = sample_videos(
+        args.input, args.limit, args.seed, list_videos_of(args.without or [])
+    )
     groups = [(name, new_rows(name, args)) for name in common.take_shard(names, args.shard)]
     vlm.check_model(args.model)
     prompts = [QUESTION_PROMPT, ASPECTS, common.ANSWER_PROMPT]
     meta = common.make_meta(args, prompts, root, groups)
-    out = common.Output(args.output, args, meta, groups)
+    meta["videos"] = names
+    refuse_new_videos(args, meta)
+    again = ("unreadable_video",) if args.retry_unreadable else ()
+    out = common.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

@@ -84,7 +84,7 @@ def write_revisions(model, tokenizer, video, rows: list[dict], args):
 
 def parse_args():
     """Parse the command line."""
-    parser = common.make_parser(__doc__, "pairs.jsonl", "critiques.jsonl")
+    parser = common.make_parser(__doc__, "pairs.jsonl", "critiques.jsonl", retry=True)
     decoding = parser.add_argument_group("decoding, which is greedy")
     decoding.add_argument(
         "--max-new-tokens",
@@ -101,11 +101,13 @@ def main():
     """Write a revision of every answer that the critic found an error in."""
     args = parse_args()
     root, groups = common.read_input(args, REQUIRED)
-    groups = common.take_shard(groups, args.shard)[: args.limit]
+    common.check_rows_are_left(args.input, groups)
+    groups = common.take_shard(groups[: args.limit], args.shard)
     texts = vlm.list_texts(args.input, groups, ("question", "initial", "critique"))
     vlm.check_model(args.model, texts)
     meta = common.make_meta(args, [REFINE_PROMPT], root, groups)
-    out = common.Output(args.output, args, meta, groups)
+    again = ("unreadable_video",) if args.retry_unreadable else ()
+    out = common.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

@@ -817,6 +817,100 @@ def test_shards_are_joined_and_scored(run, tmp_path, monkeypatch):
         assert results(joined)[key] == whole[key]
 
 
+def join(directory, *shards):
+    """Join the predictions of shards, as cat does -> the directory."""
+    directory.mkdir()
+    rows = b"".join((shard / "predictions.jsonl").read_bytes() for shard in shards)
+    (directory / "predictions.jsonl").write_bytes(rows)
+    return directory
+
+
+def test_a_shard_that_was_forgotten_makes_the_score_partial_and_is_said(run, tmp_path, monkeypatch, capsys):
+    shard = run("nextqa", "shard1", "--shard", "1/2")
+    capsys.readouterr()
+    joined = join(tmp_path / "joined", shard)
+    rescore(monkeypatch, "nextqa", joined)
+    assert results(joined)["partial"]
+    assert (results(joined)["n"], results(joined)["n_questions"]) == (2, 4)
+    assert "PARTIAL: 2 of 4 questions are here" in capsys.readouterr().out
+
+
+def test_a_shard_that_is_there_twice_is_refused(run, tmp_path, monkeypatch):
+    shard = run("nextqa", "shard0", "--shard", "0/2")
+    with pytest.raises(common.InputError, match="duplicate id"):
+        rescore(monkeypatch, "nextqa", join(tmp_path / "joined", shard, shard))
+
+
+def test_shards_of_two_runs_are_refused(run, tmp_path, monkeypatch):
+    first = run("nextqa", "first", "--shard", "0/2")
+    other = run("nextqa", "other", "--shard", "1/2", "--frames", "2")
+    with pytest.raises(common.InputError, match="rows of different runs, .*: `run` is "):
+        rescore(monkeypatch, "nextqa", join(tmp_path / "joined", first, other))
+
+
+def test_rows_that_do_not_say_how_many_there_are_make_a_partial_score(run, monkeypatch, capsys):
+    directory = run("nextqa", "eval")
+    path = directory / "predictions.jsonl"
+    rows = common.read_jsonl(path)
+    for row in rows:
+        del row["n_questions"]
+    common.write_jsonl(path, rows)
+    rescore(monkeypatch, "nextqa", directory)
+    assert results(directory)["partial"]
+    assert "PARTIAL: 4 of an unknown number of questions are here" in capsys.readouterr().out
+
+
+@pytest.fixture
+def late(small, tmp_path, monkeypatch):
+    """A copy of NExT-QA without its first video, under the name nextqa_late -> where it belongs, where it is now."""
+    directory = tmp_path / "late"
+    shutil.copytree(small["nextqa"], directory)
+    first = min(directory.glob("**/*.mp4"))
+    kept = tmp_path / first.name
+    first.rename(kept)
+    monkeypatch.setitem(small, "nextqa_late", directory)
+    return first, kept
+
+
+def count_asked(monkeypatch):
+    """Note how many prompts each call of vlm.decode gets -> the list of these."""
+    asked, decode = [], vlm.decode
+
+    def noted(model, tokenizer, video, prompts, max_new_tokens):
+        asked.append(len(prompts))
+        return decode(model, tokenizer, video, prompts, max_new_tokens)
+
+    monkeypatch.setattr(vlm, "decode", noted)
+    return asked
+
+
+@pytest.mark.parametrize("more", [[], ["--partial"]], ids=["", "partial"])
+def test_when_missing_videos_have_arrived_only_these_are_asked_about(run, late, more, monkeypatch, capsys):
+    first, kept = late
+    directory = run("nextqa_late", "eval", "--partial")
+    n_before = results(directory)["n"]
+    assert 0 < n_before < 4
+    run("nextqa_late", "eval", "--partial")
+    assert capsys.readouterr().out.endswith("is finished; nothing to do\n")
+
+    kept.rename(first)
+    asked = count_asked(monkeypatch)
+    run("nextqa_late", "eval", *more)
+    assert sum(asked) == 4 - n_before
+    fresh = run("nextqa_late", "fresh", *more)
+    assert (directory / "predictions.jsonl").read_bytes() == (fresh / "predictions.jsonl").read_bytes()
+    differ = {key for key, value in results(directory).items() if results(fresh)[key] != value}
+    assert differ == {"arguments"}  # by --output
+
+
+def test_a_benchmark_without_any_of_its_videos_is_refused(run, small, tmp_path, monkeypatch):
+    shutil.copy(small["nextqa"] / "test.csv", tmp_path)
+    monkeypatch.setitem(small, "nextqa_empty", tmp_path)
+    monkeypatch.setattr(vlm, "load", refuse_to_load)
+    with pytest.raises(common.InputError, match="none of the videos is there"):
+        run("nextqa_empty", "eval", "--partial")
+
+
 class DrawAtRandom:
     """The arguments --unparsed random --seed 0."""
 

@@ -1,17 +1,21 @@
 """The files between the stages: checked when they are read, written a video at a time, resumed where they stopped."""
 
 import argparse
+import errno
 import json
 import multiprocessing
 import os
 import resource
+import shutil
 
+import filelock
 import pytest
 
 import common
 import critique
 import generate
 import refine
+from conftest import MODEL
 
 
 def write_rows(path, *rows):
@@ -110,6 +114,8 @@ def test_shards_cover_all_videos_once():
     assert shards == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
     with pytest.raises(common.InputError, match="expected I/N with I < N"):
         common.take_shard(videos, "3/3")
+    with pytest.raises(common.InputError, match="only 7 videos, so this shard has none; make it 7 shards or fewer"):
+        common.take_shard(videos, "7/8")
 
 
 # ------------------------------------------------------------------------------
@@ -252,7 +258,7 @@ def test_where_no_video_can_be_read_nothing_is_kept_that_blocks_the_corrected_co
     out.write(groups[1][1])
     with pytest.raises(common.InputError, match="none of the first 3 videos .*: a: no such video. Nothing is kept"):
         out.write(groups[2][1])
-    assert [path.name for path in tmp_path.iterdir()] in ([], [".out.lock"])
+    assert {path.name for path in tmp_path.iterdir()} <= {".out.lock", ".out.process"}
     write_output(tmp_path / "out").finish("rows")
 
 
@@ -291,6 +297,122 @@ def test_rows_and_the_videos_of_an_input_are_looked_for_before_work_begins(tmp_p
     common.write_jsonl(path, [{"id": "a", "video": "a.mp4"}])
     with pytest.raises(common.InputError, match="rond1: no such directory; --videos DIR"):
         common.read_input(args, ("id", "video"))
+
+
+def test_where_the_videos_are_is_an_absolute_path(tmp_path, monkeypatch):
+    # The next stage may be started from another directory, so "videos" alone would be lost on it
+    path = write_rows(tmp_path / "rows.jsonl", *ROWS)
+    (tmp_path / "videos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    root, _ = common.read_input(argparse.Namespace(input=path, videos="videos"), ("id",))
+    assert root == tmp_path / "videos"
+
+    common.write_json(common.meta_path(path), {"root": "videos", "stage": "mine.py", "finished": True})
+    with pytest.raises(common.InputError, match="its root videos is not an absolute path; say it with --videos DIR"):
+        common.read_input(argparse.Namespace(input=path, videos=None), ("id",))
+
+
+def test_an_input_whose_rows_were_all_dropped_is_refused(tmp_path):
+    drops = [{"id": name, "video": name, "dropped": "bad_question"} for name in "ab"]
+    with pytest.raises(common.InputError, match=r"in.jsonl: all 2 rows are dropped already \(bad_question 2\)"):
+        common.check_rows_are_left("in.jsonl", common.group_by_video(drops))
+    common.check_rows_are_left("in.jsonl", common.group_by_video([*drops, {"id": "c", "video": "a"}]))
+
+
+def test_an_output_without_a_pair_is_finished_and_ends_with_an_error_each_time(tmp_path):
+    groups = [("a", [{"id": "a/0", "video": "a"}])]
+    for attempt in ("first", "again"):
+        with pytest.raises(common.InputError, match=r"out: rows in 1 = 0 pairs \+ 1 dropped \(unchanged 1\)"):
+            out = common.Output(tmp_path / "out", ARGS, META, groups)
+            assert attempt == "first"
+            out.write([groups[0][1][0] | {"dropped": "unchanged"}])
+            out.finish("pairs")
+        [finished] = common.read_keys(common.meta_path(tmp_path / "out"), "finished")
+        assert finished["kept"] == 0
+
+
+def test_a_finished_output_on_a_read_only_disk_is_known_as_finished(tmp_path, monkeypatch):
+    write_output(tmp_path / "whole").finish("rows")
+    write_output(tmp_path / "half", 1)
+
+    def read_only(_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".whole.lock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", read_only)
+    assert common.Output(tmp_path / "whole", ARGS, META, GROUPS).finished
+    with pytest.raises(OSError, match="Read-only"):
+        common.Output(tmp_path / "half", ARGS, META, GROUPS)
+    with pytest.raises(OSError, match="Read-only"):
+        common.Output(tmp_path / "whole", OVERWRITE, META, GROUPS)
+
+
+def test_a_process_that_overwrites_is_named_before_it_has_written(tmp_path):
+    # Until then meta.json is that of the old output, whose process, 1, ended long ago
+    path = tmp_path / "out"
+    write_output(path).finish("rows")
+    here, there = multiprocessing.Pipe()
+    may_end = multiprocessing.get_context("fork").Event()
+
+    def overwrite():
+        out = common.Output(path, OVERWRITE, META, GROUPS)
+        there.send(os.getpid())
+        may_end.wait()
+        assert out.replaces
+
+    process = run_in_child(overwrite)
+    pid = here.recv()
+    try:
+        with pytest.raises(common.InputError, match=f"is being written by process {pid}$"):
+            common.Output(path, OVERWRITE, META, GROUPS)
+    finally:
+        may_end.set()
+        process.join()
+
+
+# ------------------------------------------------------------------------------
+# Videos that can be read later
+
+
+def drop(rows):
+    """The rows of a video as they are where it cannot be read."""
+    return [row | {"dropped": "unreadable_video", "error": "moved"} for row in rows]
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+def test_unreadable_videos_are_done_again_and_the_bytes_are_those_of_a_fresh_run(tmp_path, stopped_after, capsys):
+    # Of the videos a, b and c, the first two could not be read
+    path = tmp_path / "out"
+    tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
+    out = common.Output(path, tolerant, META, GROUPS)
+    out.write(drop(ROWS[:3]))
+    out.write(drop(ROWS[3:6]))
+    out.write(ROWS[6:])
+    out.finish("rows")
+    assert "2 videos are unreadable; --retry-unreadable reads them again" in capsys.readouterr().out
+    assert common.Output(path, tolerant, META, GROUPS).finished  # nobody asked for it
+
+    again = ("unreadable_video",)
+    out = common.Output(path, tolerant, META, GROUPS, again)
+    assert [video for video, _ in out.left] == ["a", "b"]
+    for _, rows in out.left[:stopped_after]:
+        out.write(rows)  # behind c, and then the process is killed
+
+    out = common.Output(path, tolerant, META, GROUPS, again)
+    for _, rows in out.left:
+        out.write(rows)
+    out.finish("rows")
+    write_output(tmp_path / "fresh").finish("rows")
+    assert path.read_bytes() == (tmp_path / "fresh").read_bytes()
+    assert common.Output(path, tolerant, META, GROUPS, again).finished
+
+
+def test_what_an_earlier_stage_could_not_read_is_not_read_again(tmp_path):
+    groups = [unreadable("a"), ("b", [{"id": "b", "video": "b"}])]
+    out = common.Output(tmp_path / "out", ARGS, META, groups)
+    for _, rows in groups:
+        out.write(rows)
+    out.finish("rows")
+    assert common.Output(tmp_path / "out", ARGS, META, groups, ("unreadable_video",)).finished
 
 
 # ------------------------------------------------------------------------------
@@ -333,8 +455,9 @@ def test_what_would_change_an_output_is_refused_by_name(tmp_path, arguments, con
     assert str(refusal.value) == f"{path} was {difference}; --overwrite starts anew"
     assert path.read_bytes() == before
 
-    common.Output(path, OVERWRITE, changed, GROUPS).finish("rows")
-    assert path.read_bytes() == b""
+    out = common.Output(path, OVERWRITE, changed, GROUPS)
+    out.write(ROWS[6:])
+    assert common.read_jsonl(path) == ROWS[6:]
 
 
 def test_overwrite_spares_what_no_stage_wrote(tmp_path):
@@ -352,6 +475,43 @@ def test_an_output_that_is_also_an_input_is_refused(tmp_path, option):
     options[option] = str(tmp_path / "mine")
     with pytest.raises(common.InputError, match="is also an input; choose another"):
         common.make_meta(argparse.Namespace(**options), [], tmp_path, [])
+
+
+def test_a_model_is_what_is_loaded_not_what_lies_beside_it(tmp_path):
+    shutil.copytree(MODEL, tmp_path, dirs_exist_ok=True)
+    before = common.fingerprint(tmp_path)
+    for name in ("responses.jsonl.meta.json", "results.json", "notes.jinja", "training.json"):
+        (tmp_path / name).write_text("{}")
+    assert common.fingerprint(tmp_path) == before
+
+    seen = {before}
+    named = tmp_path / "additional_chat_templates" / "rag.jinja"
+    named.parent.mkdir()
+    for path in (tmp_path / "config.json", tmp_path / "tokenizer.json", tmp_path / "chat_template.jinja", named):
+        with path.open("a") as file:
+            file.write("\n")
+        seen.add(common.fingerprint(tmp_path))
+    assert len(seen) == 5
+
+
+def test_without_git_the_commit_is_null(monkeypatch):
+    assert len(common.read_commit()) == 40
+    monkeypatch.setenv("PATH", "")
+    assert common.read_commit() is None
+
+
+def test_a_relative_path_from_another_directory_is_another_path(tmp_path):
+    begun = BEGUN | {"directory": "/here"}
+    write_output_of(tmp_path / "out", begun)
+    now = begun | {"directory": "/there", "content": begun["content"] | {"model": "11"}}
+    with pytest.raises(common.InputError, match="another model: /here/a/model then, /there/a/model now"):
+        common.Output(tmp_path / "out", ARGS, now, GROUPS)
+
+
+def write_output_of(path, meta):
+    """Begin an output, as the run that meta describes."""
+    out = common.Output(path, ARGS, meta, GROUPS)
+    out.write(ROWS[:3])
 
 
 def test_the_fingerprint_of_a_model_follows_its_weights(tmp_path):

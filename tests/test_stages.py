@@ -157,6 +157,140 @@ def test_rows_without_meta_json_need_to_be_told_where_the_videos_are(root, run, 
     assert run(critique, moved, "critiques.jsonl", "--videos", str(root / "round1")).exists()
 
 
+def test_a_limit_is_of_all_videos_and_a_shard_takes_its_part_of_these(root, run):
+    # Of four videos --limit 2 leaves two: one for each of two shards
+    responses = run(generate, root / "round1", "responses.jsonl", "--limit", "4")
+
+    def read(stage, input, output, *more):
+        if stage is evaluate:
+            more = ("--benchmark", "shapes", *more)
+        path = run(stage, input, output, "--limit", "2", *more)
+        return common.read_jsonl(path / PRODUCTS[stage] if stage in PRODUCTS else path)
+
+    for stage, input in [(generate, root / "round1"), (critique, responses), (evaluate, root / "dev")]:
+        name = stage.__name__
+        whole = read(stage, input, f"{name}.whole")
+        assert len({row["video"] for row in whole}) == 2
+        shards = [read(stage, input, f"{name}.{n}", "--shard", f"{n}/2") for n in range(2)]
+        assert shards[0] + shards[1] == whole
+
+
+# ------------------------------------------------------------------------------
+# Directories
+
+
+def stop_after(n, monkeypatch):
+    """Have the next stage stopped, as by Ctrl-C, when it has written n videos."""
+    write = common.Output.write
+    calls = []
+
+    def stop(self, rows):
+        calls.append(rows)
+        if len(calls) > n:
+            raise KeyboardInterrupt
+        write(self, rows)
+
+    monkeypatch.setattr(common.Output, "write", stop)
+
+
+def test_an_output_in_the_model_s_own_directory_resumes(root, run, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    more = ["--model", str(model), "--limit", "2"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(1, patch)
+        run(generate, root / "round1", "model/responses.jsonl", *more)
+    output = run(generate, root / "round1", "model/responses.jsonl", *more)
+    assert output.parent == model
+    assert len(common.read_jsonl(output)) == 2 * 6
+
+
+def test_relative_paths_are_understood_from_another_directory_later(root, run, tmp_path, monkeypatch):
+    responses = run(generate, root / "round1", "responses.jsonl", "--limit", "2")
+    monkeypatch.chdir(root)
+    critiques = run(critique, responses, "critiques.jsonl", "--videos", "round1")
+    monkeypatch.chdir(tmp_path)  # where there is no round1
+    rows = common.read_jsonl(run(refine, critiques, "pairs.jsonl"))
+    assert [row for row in rows if "error" in row and row["video"] != "broken.mp4"] == []
+
+
+# ------------------------------------------------------------------------------
+# Videos that arrive later, or can be read later
+
+
+@pytest.fixture
+def growing(root, tmp_path):
+    """A directory of two videos -> it, and a function that adds two more."""
+    directory = tmp_path / "growing"
+    directory.mkdir()
+    videos = sorted(root.glob("round1/round1_*.mp4"))
+
+    def grow():
+        for video in videos[2:]:
+            shutil.copy(video, directory)
+
+    for video in videos[:2]:
+        shutil.copy(video, directory)
+    return directory, grow
+
+
+def test_new_videos_are_asked_about_in_a_second_file(growing, run, tmp_path, monkeypatch):
+    directory, grow = growing
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(1, patch)
+        run(generate, directory, "first.jsonl")
+    grow()
+    with pytest.raises(common.InputError) as refusal:
+        run(generate, directory, "first.jsonl")
+    said = str(refusal.value)
+    first, second = tmp_path / "first.jsonl", tmp_path / "first.new.jsonl"
+    assert f"{first} was made before 2 videos arrived, such as {directory}/round1_" in said
+    assert f" --without {first} --output {second} " in said
+    assert f"with --without {second} added, this command resumes" in said
+
+    run(generate, directory, second.name, "--without", str(first))
+    run(generate, directory, first.name, "--without", str(second))
+    rows = common.read_jsonl(run(generate, directory, "whole.jsonl"))
+    assert common.read_jsonl(first) + common.read_jsonl(second) == rows
+    with pytest.raises(common.InputError, match="--without has all videos of --input"):
+        run(generate, directory, "third.jsonl", "--without", str(first), "--without", str(second))
+
+
+def test_a_video_that_was_unreadable_is_read_again_where_that_is_asked_for(growing, run, tmp_path, capsys):
+    directory, grow = growing
+    grow()
+    video = min(directory.iterdir())
+    data = video.read_bytes()
+    whole = run(generate, directory, "whole.jsonl").read_bytes()
+
+    video.write_text("git-lfs was not pulled")
+    run(generate, directory, "output.jsonl")
+    video.write_bytes(data)
+    assert "1 videos are unreadable; --retry-unreadable reads them again" in capsys.readouterr().out
+    run(generate, directory, "output.jsonl")
+    assert capsys.readouterr().out.endswith("is finished; nothing to do\n")
+    assert run(generate, directory, "output.jsonl", "--retry-unreadable").read_bytes() == whole
+
+
+# ------------------------------------------------------------------------------
+# Nothing is said aloud: exit code 1
+
+
+def test_no_question_and_no_pair_end_with_an_error(root, run, monkeypatch):
+    with pytest.raises(common.InputError, match="--spatial 0 and --temporal 0: then there is nothing to ask"):
+        run(generate, root / "round1", "none.jsonl", "--spatial", "0", "--temporal", "0")
+
+    responses = run(generate, root / "round1", "responses.jsonl", "--limit", "1")
+    critiques = run(critique, responses, "critiques.jsonl")
+    rows = common.read_jsonl(critiques)
+    for row in rows:
+        if "dropped" not in row:
+            row["error_types"] = []
+    common.write_jsonl(critiques, rows)
+    with pytest.raises(common.InputError, match=r"= 0 pairs \+ 6 dropped .*It is finished, but has nothing"):
+        run(refine, critiques, "pairs.jsonl")
+
+
 # ------------------------------------------------------------------------------
 # What their command lines refuse
 
@@ -326,6 +460,8 @@ def work(finished, tmp_path, monkeypatch):
     copy = tmp_path / "work"
     shutil.copytree(finished, copy)
     monkeypatch.chdir(copy)
+    for path in copy.glob("**/*.meta.json"):  # as if it had been made here
+        common.write_json(path, common.read_json(path) | {"directory": str(copy)})
 
 
 def mistyped(options):
