@@ -217,9 +217,18 @@ def check_opencv():
     hands back whatever its buffer had. So a small interlaced video is decoded once a process: it
     takes some milliseconds.
     """
-    greys = list(range(20, 212, 8))  # of 24 frames
+    greys = list(range(20, 212, 24))  # of 8 frames
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "interlaced.avi"
+        path = Path(directory) / "interlaced.mkv"
+        try:
+            path.write_bytes(
+                bytes(4096)
+            )  # the video is smaller; OpenCV says nothing of a full disk
+        except OSError as error:
+            raise common.InputError(
+                f"how this OpenCV reads interlaced video cannot be checked: {error}; "
+                "TMPDIR names a directory for temporary files"
+            ) from error
         write_interlaced(path, [np.full((32, 48, 3), grey, np.uint8) for grey in greys])
         decoded = decode(path, set(range(len(greys))), is_past=lambda number, seconds: False)
     shown = [image.mean() for image in decoded.images.values()]
@@ -231,7 +240,7 @@ def check_opencv():
 
 
 def write_interlaced(path: Path, images: list[np.ndarray]):
-    """Write an interlaced MPEG-2 video, .avi, of images uint8 (height, width, 3), BGR.
+    """Write an interlaced MPEG-2 video of images, uint8 (height, width, 3), BGR.
 
     OpenCV writes a progressive one. Two flags make it interlaced: bit 7 of byte 4 after a sequence
     extension's start code (progressive_sequence), and bit 3 of byte 1 after a picture coding

@@ -139,8 +139,9 @@ def check_model(path, texts: list = ()):
 
     texts: that the model will be given, [(where it is from, text), ...]; see families.check_texts
     """
-    plan_model(path, torch.float32)
+    read_config(find_base(path))
     families.check_texts(load_tokenizer(path), texts)
+    plan_model(path, torch.float32)
 
 
 def plan_model(path, dtype):
