@@ -14,7 +14,7 @@ test: .venv/ready-dev
 
 test-slow: .venv/ready-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 500
+	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 200
 
 lint: .venv/ready-dev
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .

@@ -6,8 +6,9 @@ What must happen:
 
     a corrupt video     is read (as many frames as asked for, uint8), or refused
                         by an OSError
-    an odd video, or    of tools/odd_cases.py, which knows what must come of it:
-    directory           the right frames, or the right reason
+    an odd video, row,  of tools/odd_cases.py, odd_rows.py and odd_models.py, which
+    output or model     know what must come of it: the right result, or the right
+                        reason
     a corrupt input     is read with a row for every line, or refused with file
                         and line
     a corrupt output    is resumed, and then contains every row that an
@@ -34,7 +35,7 @@ from tqdm import tqdm
 import common
 import media
 from shapes import world
-from tools import odd_cases
+from tools import odd_cases, odd_models, odd_rows
 
 SECONDS = 20  # after which a case counts as hanging
 GOOD = ("read", "refused", "resumed", "right")  # outcomes; all others are faults
@@ -132,6 +133,12 @@ def try_odd(make, directory: Path, rng) -> str:
     return f"FAULT: {make.__name__}: {wrong}" if wrong else "right"
 
 
+def try_made(make, directory: Path, rng) -> str:
+    """Make an odd row, output or model: the case itself says what is wrong."""
+    wrong = make(directory, rng)
+    return f"FAULT: {make.__name__}: {wrong}" if wrong else "right"
+
+
 def try_input(path: Path) -> str:
     """Read a corrupt JSONL file."""
     try:
@@ -212,18 +219,18 @@ def run_cases(kind: str, case, files: list, directory: Path, args) -> Counter:
     return report(kind, outcomes)
 
 
-def run_odd_cases(directory: Path, args) -> Counter:
-    """Run the cases of tools/odd_cases.py in turn -> how often each outcome is."""
+def run_odd_cases(kind: str, attempt, cases: list, directory: Path, args) -> Counter:
+    """Run odd cases in turn, by try_odd or try_made -> how often each outcome is."""
     outcomes = Counter()
-    for number in tqdm(range(args.n), "odd cases", unit="case"):
+    for number in tqdm(range(args.n), kind, unit="case"):
         rng = np.random.default_rng([args.seed, number])
-        make = odd_cases.CASES[number % len(odd_cases.CASES)]
+        make = cases[number % len(cases)]
         path = directory / f"odd_{number}"
         path.mkdir()
         path.chmod(0o777)  # one case becomes another user
-        count(outcomes, run_apart(functools.partial(try_odd, make, rng=rng), path), number)
+        count(outcomes, run_apart(functools.partial(attempt, make, rng=rng), path), number)
         shutil.rmtree(path)
-    return report("odd cases", outcomes)
+    return report(kind, outcomes)
 
 
 def count(outcomes: Counter, outcome: str, number: int):
@@ -255,7 +262,10 @@ def main():
         directory.chmod(0o755)
         videos = [(path.name, path.read_bytes()) for path in write_videos(directory)]
         outcomes += run_cases("videos", try_video, videos, directory, args)
-        outcomes += run_odd_cases(directory, args)
+        odd_videos = odd_cases.CASES
+        outcomes += run_odd_cases("odd videos", try_odd, odd_videos, directory, args)
+        outcomes += run_odd_cases("odd rows", try_made, odd_rows.CASES, directory, args)
+        outcomes += run_odd_cases("odd models", try_made, odd_models.CASES, directory, args)
         outcomes += run_cases("inputs", try_input, [rows_file], directory, args)
         outcomes += run_cases("outputs", try_output, [rows_file], directory, args)
     if any(outcome not in GOOD for outcome in outcomes):
