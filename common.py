@@ -73,9 +73,18 @@ def is_out_of_memory(error: Exception) -> bool:
     return "can't allocate memory" in str(error)  # PyTorch's, for which it has no class
 
 
-def command() -> str:
-    """Give the command that this process was started with, but for --overwrite."""
-    words = [word for word in sys.orig_argv[1:] if word != "--overwrite"]
+def command(*without: str) -> str:
+    """Give the command that this process was started with, but for --overwrite.
+
+    without: options with one value each that are left out as well
+    """
+    words = []
+    left_out = False  # whether the next word is the value of an option that is left out
+    for word in sys.orig_argv[1:]:
+        option = word.partition("=")[0]
+        if not left_out and word != "--overwrite" and option not in without:
+            words.append(word)
+        left_out = word in without
     return f"python {shlex.join(words)}"
 
 
@@ -103,6 +112,7 @@ class Field(NamedTuple):
 
 
 SECONDS = (int, float, type(None))
+MOST_SECONDS = 1e9  # NaN is not below it
 # The only home of the schema. A row is a JSON object; a stage adds keys and edits none.
 RECORD = {
     "id": Field("generate", str, "<video>/<kind>/<n>, unique"),
@@ -198,8 +208,10 @@ def find_wrong_value(row: dict) -> str | None:
         if key in row and not isinstance(row[key], field.kind):
             return f"{key!r} has the type {type(row[key]).__name__}"
     for key in ("start", "end"):
-        if row.get(key) is not None and not math.isfinite(row[key]):
-            return f"{key!r} is {row[key]}, not seconds"
+        if row.get(key) is not None and not -MOST_SECONDS < row[key] < MOST_SECONDS:
+            return f"{key!r} is {row[key]:.9}, not seconds"
+    if "\0" in row.get("video", ""):
+        return "'video' has a character 0, which no path can have"
     for error in row.get("error_types") or ():
         if not isinstance(error, str) or error not in ERROR_TYPES:
             return f"unknown error type {error!r}"
@@ -531,7 +543,9 @@ NOT_CONTENT = (
 MODEL_FILES = (
     "config.json",
     "adapter_config.json",
-    "*.safetensors",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -555,6 +569,9 @@ def make_meta(args, prompts: list, root, groups: list) -> dict:
     `content` decides whether an output may be resumed: arguments, and fingerprints of the model,
     the prompts and the rows that are read. The rest is for readers.
     """
+    for key, value in vars(args).items():
+        if find_surrogate(f"{value}"):
+            raise InputError(f"--{key}: {value!r} is not UTF-8, and cannot be written to meta.json")
     models = model_directories(args.model)
     inputs = args.input if isinstance(args.input, list) else [args.input]
     read = [Path(path).resolve() for path in (*models, *inputs)]
@@ -625,10 +642,18 @@ def fingerprint(*parts) -> str:
 
 
 def list_model_files(directory: Path) -> list[Path]:
-    """List the files of a directory that make a model, sorted."""
+    """List the files of a directory that make a model, sorted.
+
+    Of weights these are model.safetensors, else the files that the index names, as they are loaded.
+    """
     files = set()
     for pattern in MODEL_FILES:
         files.update(file for file in directory.glob(pattern) if file.is_file())
+    index = directory / "model.safetensors.index.json"
+    if index.exists() and not (directory / "model.safetensors").exists():
+        [names] = read_keys(index, "weight_map")
+        paths = {directory / f"{name}" for name in dict(names).values()}
+        files.update(path for path in paths if path.is_file())
     return sorted(files)
 
 
@@ -653,6 +678,8 @@ def begin(output: Path, meta: dict, overwrite: bool, is_whole=None):
         InputError: if another process writes it, or it was begun with other arguments
     """
     path = meta_path(output)
+    if output.is_symlink() and not output.exists():
+        raise InputError(f"--output {output} is a link that leads nowhere; remove it")
     try:
         lock = acquire_lock(output)
     except OSError:

@@ -36,11 +36,16 @@ CRITIQUE_PROMPT = (
 
 
 # The grammar of a verdict, for texts that `simplify` has made plain
-HEADING = r"(?:^|[^\w\s])[ \t]*errors?[ \t]*:"  # no word stands before it in its sentence
-NONE = r"[^a-z]*(?:none|nothing|n/a|no errors?|no(?=[^a-z]*$))\b"  # at the start of a verdict
+HEADING = r"(?:^|[^\w\s])[ \t]*errors?[ \t]*:|^[ \t]*#+[ \t]*errors?[ \t]*$"  # no word before it
+NOTHING = r"(?:none|nothing|n/a|not applicable|no errors?|no(?=[^a-z]*$|\s*[,\u2013\u2014-]))\b"
+BUT = r"(?!\s+(?:but|other|except|of)\b)"  # "nothing but ..." is not nothing
+NONE = rf"[^a-z]*(?:there (?:is|are) )?{NOTHING}{BUT}"  # at the start of a verdict
 LAST_WORDS = r"(?:^|[.!?])\s*no errors?(?: found)?\s*[.!]?\s*$"  # a verdict without a heading
 CLAUSE_ENDS = r"[,;.()\[\]\n]|\s[-\u2013\u2014]\s|\bbut\b"
-NEGATION = r"\b(?:no|not|non|nor|neither|never|without)\b|n['\u2019]t\b"  # before an error type
+NEGATION = (  # before an error type
+    r"\b(?:no(?! doubt)|not(?! only)|non|nor|neither|never|without|rather than|instead of)\b"
+    r"|n['\u2019]t\b"
+)
 DENIAL = r"\s*:\s*(?:none|no|n/a|no errors?)\s*"  # behind it, as in a list of all types
 
 
@@ -76,15 +81,26 @@ def parse_error_types(critique: str) -> list[str] | None:
 
 def remove_thoughts(critique: str) -> str:
     """Remove <think>...</think>, also where one of the two is missing."""
-    text = re.sub(r"<think>.*?</think>", "", critique, flags=re.DOTALL)
-    text = re.sub(r"^.*</think>", "", text, flags=re.DOTALL)
-    return re.sub(r"<think>.*", "", text, flags=re.DOTALL)
+    kept = []
+    is_thought = False
+    for part in re.split(r"(</?think>)", critique):
+        if part == "<think>":
+            is_thought = True
+        elif part == "</think>":
+            if not is_thought:
+                kept.clear()  # it was opened by the prompt: all before it was thought
+            is_thought = False
+        elif not is_thought:
+            kept.append(part)
+    return "".join(kept)
 
 
 def simplify(text: str) -> str:
     """Make a text plain: no case, no marks of Markdown, and spaces in `temporal_ordering`."""
-    text = re.sub(r"[*`\\\"]", "", text.lower()).replace("\uff1a", ":")
-    text = re.sub(r"_|\b-\b", " ", text)
+    text = re.sub(r"~~.*?~~|</?\w+>|^.*\[ \].*$", "", text.lower(), flags=re.MULTILINE)
+    text = re.sub(r"[*`\\\"]", "", text).replace("\uff1a", ":")
+    text = re.sub(r"_|\b[-\u2010\u2011]\b", " ", text)
+    text = re.sub(r"\s[-\u2013\u2014]\s(?=(?:none|no|n/a)\b)", ": ", text)  # type - none
     return re.sub(r"[^\S\n]+", " ", text)
 
 
@@ -92,7 +108,9 @@ def find_named(verdict: str) -> list[str]:
     """Find the error types that a verdict names and does not deny, in the order of ERROR_TYPES."""
     types = {simplify(error): error for error in common.ERROR_TYPES}
     longest_first = sorted(types, key=len, reverse=True)  # omission is a part of detail omission
-    any_type = rf"\b({'|'.join(map(re.escape, longest_first))})(?:s|es)?\b"
+    stems = [re.escape(error.removesuffix("y")) for error in longest_first]
+    any_type = rf"\b({'|'.join(stems)})(?:y|ies|s|es)?\b"
+    types |= {error.removesuffix("y"): name for error, name in types.items()}
     named = set()
     for clause in re.split(CLAUSE_ENDS, verdict):
         for match in re.finditer(any_type, clause):

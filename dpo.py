@@ -31,6 +31,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -54,7 +55,8 @@ PER_TOKEN = ("ipo",)
 REFERENCE_FREE = ()
 
 # What is in the output until the training is finished, beside the metrics, which stay
-WORKING_FILES = ("metrics.jsonl", "reference.jsonl", "checkpoint-*", "checkpoint.part", "part")
+WORKING_FILES = r"metrics\.jsonl|reference\.jsonl(\.part)?|checkpoint-\d{6}\.state|checkpoint\.part"
+PART = ".part"  # directory in the output, in which the model is written before it is moved
 
 # ------------------------------------------------------------------------------
 # The loss
@@ -397,11 +399,17 @@ def learning_rate(args, step: int, n_steps: int) -> float:
 # Checks, and checkpoints
 
 
+RAN_AWAY = (
+    "Mostly a training that ran away: start anew (--overwrite) with a smaller --lr, or with "
+    "another --dtype than float16"
+)
+
+
 def check_finite(step: int, batch: list, loss: float, grad_norm: float):
     """Raise InputError, which names the step's pairs, if loss or gradient is infinite or NaN."""
     if not math.isfinite(loss + grad_norm):
         raise common.InputError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}; no update was made. "
+            f"step {step}: loss {loss}, gradient norm {grad_norm}; no update was made. {RAN_AWAY}. "
             f"The step's pairs: {list_ids(batch)}"
         )
 
@@ -444,8 +452,14 @@ def save_checkpoint(output: Path, step: int, masters: list, optimizer):
     safetensors.torch.save_file(tensors, part)
     # Not *.safetensors, or load_model would take it for the model's weights
     os.replace(part, output / f"checkpoint-{step:06}.state")
-    for old in sorted(output.glob("checkpoint-*"))[:-2]:
+    for old in list_checkpoints(output)[:-2]:
         old.unlink()
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """List the checkpoints of an unfinished training, the newest last."""
+    paths = sorted(output.glob("checkpoint-*.state"))
+    return [path for path in paths if re.fullmatch(WORKING_FILES, path.name)]
 
 
 def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> int:
@@ -454,7 +468,7 @@ def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> in
     Returns:
         the number of steps done; 0 without a checkpoint
     """
-    files = sorted(output.glob("checkpoint-*"))
+    files = list_checkpoints(output)
     if not files:
         return 0
     try:
@@ -514,9 +528,17 @@ def begin(args, meta: dict):
     Raises:
         InputError: also if --overwrite would remove what dpo.py did not write
     """
+    path = common.meta_path(args.output)
+    if path.exists() and not args.overwrite:
+        # Files that a killed run has already moved into place stay known as dpo.py's
+        meta["files"] = common.read_json(path).get("files", [])
     lock = common.begin(args.output, meta, args.overwrite)
     if lock and args.overwrite and args.output.exists():
-        list_own(args.output)
+        own = [file.resolve() for file in list_own(args.output)]
+        if Path(args.input).resolve() in own:
+            raise common.InputError(
+                f"--overwrite would remove --input {args.input}, which is in the output"
+            )
     if lock:
         tell_if_off_policy(args, meta)
     return lock
@@ -532,7 +554,7 @@ def list_own(output: Path) -> list[Path]:
     own = []
     others = []
     for path in sorted(output.iterdir()):
-        is_working_file = any(path.match(pattern) for pattern in WORKING_FILES)
+        is_working_file = path.name == PART or re.fullmatch(WORKING_FILES, path.name)
         mine = is_working_file or path.name in meta.get("files", ())
         (own if mine else others).append(path)
     if others:
@@ -560,8 +582,8 @@ def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: di
     All files are written to part/, then moved into place one by one. After that meta.json says
     that the training is finished, and what was needed to resume it is deleted.
     """
-    check_weights_finite(model, args)
-    part = args.output / "part"
+    check_weights_finite(model)
+    part = args.output / PART
     part.mkdir(exist_ok=True)
     if args.tune == "lora":
         vlm.save_adapter(model, part, adapter)
@@ -583,10 +605,13 @@ Last step: `{json.dumps(last)}`
     meta = meta | {"files": [file.name for file in files]}
     common.write_json(common.meta_path(args.output), meta)
     for file in files:
-        os.replace(file, args.output / file.name)
+        target = args.output / file.name
+        if target.is_dir():  # of named chat templates, which an earlier try moved
+            shutil.rmtree(target)
+        os.replace(file, target)
     part.rmdir()
     common.write_json(common.meta_path(args.output), meta | {"finished": finished})
-    for file in (args.output / "reference.jsonl", *args.output.glob("checkpoint*")):
+    for file in (args.output / "reference.jsonl", *list_checkpoints(args.output)):
         file.unlink(missing_ok=True)
     print(
         f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
@@ -604,16 +629,14 @@ def save_full(model, tokenizer, directory: Path, base: Path):
     vlm.carry_over(base, directory)
 
 
-def check_weights_finite(model, args):
+def check_weights_finite(model):
     """Raise InputError if a trained weight is infinite or NaN: such a model is not saved."""
     trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
     bad = [name for name, weight in trained if not weight.isfinite().all()]
     if bad:
         raise common.InputError(
             f"{len(bad)} of {len(trained)} trained tensors have numbers that are infinite or NaN "
-            f"after the last step, the first is {bad[0]}; no model was saved. The training ran "
-            f"away: start anew (--overwrite) with a smaller --lr than {args.lr}, or with another "
-            "--dtype than float16"
+            f"after the last step, the first is {bad[0]}; no model was saved. {RAN_AWAY}"
         )
 
 
@@ -659,7 +682,12 @@ def parse_args():
         metavar="R",
         help="of a new adapter, whose lora_alpha is 2 R; one that is trained further keeps its own",
     )
-    add("--lr", type=common.number_between(0, above=True), default=5e-7, help="peak learning rate")
+    add(
+        "--lr",
+        type=common.number_between(0, 1e9, above=True),
+        default=5e-7,
+        help="peak learning rate",
+    )
     share = common.number_between(0, 1)
     add("--warmup", type=share, default=0.1, metavar="SHARE", help="of the steps")
     positive = common.number_between(0)
@@ -671,7 +699,7 @@ def parse_args():
         metavar="NORM",
         help="clips the gradient; 0: no clipping",
     )
-    add("--epochs", type=common.at_least(1), default=1, metavar="N", help="over all pairs")
+    add("--epochs", type=common.at_least(1, 10_000), default=1, metavar="N", help="over all pairs")
     add(
         "--videos-per-step",
         type=common.at_least(1),
@@ -758,6 +786,7 @@ def main():
         row |= {"tokens/s": passes.lengths.sum().item() / (time.time() - clock)}
         metrics.write(json.dumps(row) + "\n")
         if step % args.save_every == 0 or step == len(batches):
+            check_weights_finite(model)
             save_checkpoint(args.output, step, masters, optimizer)
 
     n_pairs = sum(len(pairs) for _, pairs in groups)

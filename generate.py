@@ -156,10 +156,10 @@ def refuse_new_videos(args, meta: dict):
 
     second = args.output.with_name(f"{args.output.stem}.new{args.output.suffix}")
     more = shlex.join(["--without", str(args.output), "--output", str(second)])
+    command = f"{common.command('--shard')} {more}"  # without a shard: it may have none of them
     message = (
         f"{args.output} was made before {len(new)} videos arrived, such as {min(new)}. This asks "
-        f"about those alone: {common.command()} {more} (critique.py and refine.py then run on "
-        "each file)"
+        f"about those alone: {command} (critique.py and refine.py then run on each file)"
     )
     if not finished:
         message += f"; and then, with --without {second} added, this command resumes"
@@ -168,9 +168,6 @@ def refuse_new_videos(args, meta: dict):
 
 # ------------------------------------------------------------------------------
 # Sampling
-
-
-MOST = torch.finfo(torch.float32).max
 
 
 class Noise(LogitsProcessor):
@@ -193,7 +190,6 @@ class Noise(LogitsProcessor):
     def __call__(self, input_ids, scores):
         """Add noise to one step's scores, (B, vocabulary)."""
         scores = scores.float() / self.temperature
-        scores = scores.clamp(-MOST, MOST)  # by a tiny temperature they would be infinite
         if self.nucleus:
             scores = self.nucleus(input_ids, scores)
         draws = []
@@ -326,7 +322,7 @@ def parse_args():
     for kind in ASPECTS:
         asking.add_argument(
             f"--{kind}",
-            type=common.at_least(0),
+            type=common.at_least(0, 1000),
             default=3,
             metavar="N",
             help=f"{kind} questions about each video",
@@ -367,6 +363,8 @@ def parse_args():
     args = parser.parse_args()
     if not args.ask and not args.output:
         parser.error("--output is needed, or --ask")
+    if 0 < args.temperature < 0.001:  # logits that are divided by less lose their differences
+        parser.error("argument --temperature: it must be 0, which is greedy, or 0.001 or more")
     return args
 
 

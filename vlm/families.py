@@ -73,7 +73,12 @@ def shrink(frame, size: int):
 
 def choose_n_frames(asked: int | None, config) -> int:
     """Choose how many frames of a video are shown: --frames, else what the model's config says."""
-    return asked or getattr(config, "num_frames", None) or common.DEFAULT_FRAMES
+    says = getattr(config, "num_frames", None)
+    if not asked and says is not None and (type(says) is not int or says < 1):
+        raise common.InputError(
+            f"config.json: num_frames is {says!r}, not a whole number from 1 on; or give --frames"
+        )
+    return asked or says or common.DEFAULT_FRAMES
 
 
 def encode_prefix(tokenizer, config, n_frames: int) -> list[int]:
@@ -137,12 +142,13 @@ def find_controls(tokenizer, ids: list[int], text: str) -> list[str]:
 def control_tokens(tokenizer) -> dict[int, str]:
     """Find the tokens of a tokenizer that are no text: {id: token}.
 
-    They are its special tokens, and of those that were added to it the ones that look like marks:
-    <think>, [INST]. Other added tokens are words (the tiny model has each of our prompts as one).
+    They are its special tokens, and of those that were added to it the ones that begin with a sign:
+    <think>, [INST], ###Human:. Other added tokens are words, or blanks (the tiny model has each of
+    our prompts as one).
     """
     controls = {}
     for id, token in tokenizer.added_tokens_decoder.items():
-        if token.special or re.fullmatch(r"<\S+>|\[\S+\]", token.content):
+        if token.special or re.match(r"[\s\u2581]*[^\w\s\u2581]", token.content):
             controls[id] = token.content
     return controls
 
@@ -238,7 +244,13 @@ def check_chat_template(tokenizer):
                 end = end.lstrip()  # an answer is trained without such space, a question is not
             if not end.startswith(END_OF_TURN):
                 raise common.InputError(f"a turn of the {role} does not end in {END_OF_TURN}")
-        chat_parts(tokenizer)
+        before, after = chat_parts(tokenizer)
+        trained = f"{before}{words['user']}{after}{words['assistant']}"
+        if not chat.startswith(trained):
+            raise common.InputError(
+                "a generated answer would not begin where the assistant's words do; "
+                "add_generation_prompt has to open its turn"
+            )
     except Exception as error:  # of many kinds: a template is a program
         reason = " ".join(str(error).split())
         raise common.InputError(f"the chat template cannot be used: {reason}") from error

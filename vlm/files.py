@@ -17,13 +17,21 @@ import common
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+# Buffers that older files have, and that a model makes for itself
+BUFFERS = ("rotary_emb.inv_freq", "position_ids")
 PICKLED = (".bin", ".pt", ".pth")
 
 # Of a base's files, those that a model made from it has its own of, or has no use for: weights in
 # any format, what describes them, and what dpo.py writes
 NOT_CARRIED = (*PICKLED, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".jsonl")
 NOT_CARRIED_NAMES = ("config.json", "README.md")
+TEMPLATES = "additional_chat_templates"  # a directory, of named ones
 
 
 class Entry(NamedTuple):
@@ -134,6 +142,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
+        header = {name: entry for name, entry in header.items() if not name.endswith(BUFFERS)}
         kinds = {name: entry["dtype"] for name, entry in header.items()}
         shapes = {name: torch.Size(entry["shape"]) for name, entry in header.items()}
         ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items()}
@@ -159,12 +168,15 @@ def carry_over(base: Path, directory: Path):
     """Copy what a base has beside its weights and config.json: a model made from it needs it too.
 
     These are the tokenizer's files and chat templates, generation_config.json, the processors'
-    configs, the licence. Directories and hidden files are left out.
+    configs, the licence. Other directories, hidden files and outputs' meta.json are left out.
     """
     for file in base.iterdir():
         own = file.suffix in NOT_CARRIED or file.name in NOT_CARRIED_NAMES
-        if file.is_file() and not own and file.name != INDEX and not file.name.startswith("."):
+        own = own or file.name.endswith((".index.json", ".meta.json"))
+        if file.is_file() and not own and not file.name.startswith("."):
             shutil.copyfile(file, directory / file.name)
+    if (base / TEMPLATES).is_dir():
+        shutil.copytree(base / TEMPLATES, directory / TEMPLATES, dirs_exist_ok=True)
 
 
 def share(directory: Path):
