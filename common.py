@@ -209,7 +209,8 @@ def find_wrong_value(row: dict) -> str | None:
             return f"{key!r} has the type {type(row[key]).__name__}"
     for key in ("start", "end"):
         if row.get(key) is not None and not -MOST_SECONDS < row[key] < MOST_SECONDS:
-            return f"{key!r} is {row[key]:.9}, not seconds"
+            shown = f"{row[key]}"[:20]
+            return f"{key!r} is {shown}, not seconds"
     if "\0" in row.get("video", ""):
         return "'video' has a character 0, which no path can have"
     for error in row.get("error_types") or ():

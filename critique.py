@@ -40,13 +40,18 @@ HEADING = r"(?:^|[^\w\s])[ \t]*errors?[ \t]*:|^[ \t]*#+[ \t]*errors?[ \t]*$"  # 
 NOTHING = r"(?:none|nothing|n/a|not applicable|no errors?|no(?=[^a-z]*$|\s*[,\u2013\u2014-]))\b"
 BUT = r"(?!\s+(?:but|other|except|of)\b)"  # "nothing but ..." is not nothing
 NONE = rf"[^a-z]*(?:there (?:is|are) )?{NOTHING}{BUT}"  # at the start of a verdict
-LAST_WORDS = r"(?:^|[.!?])\s*no errors?(?: found)?\s*[.!]?\s*$"  # a verdict without a heading
+LAST_WORDS = (  # a verdict without a heading
+    r"(?:^|[.!?])\s*(?:there are |the answer has )?no errors?"
+    r"(?: found)?(?: in (?:the|this) answer)?\s*[.!]?\s*$"
+)
 CLAUSE_ENDS = r"[,;.()\[\]\n]|\s[-\u2013\u2014]\s|\bbut\b"
 NEGATION = (  # before an error type
     r"\b(?:no(?! doubt)|not(?! only)|non|nor|neither|never|without|rather than|instead of)\b"
     r"|n['\u2019]t\b"
 )
-DENIAL = r"\s*:\s*(?:none|no|n/a|no errors?)\s*"  # behind it, as in a list of all types
+DENIAL = (
+    r"\s*(?::|is|are)\s*(?:none|no|n/a|no errors?|not (?:present|found)|absent)\s*"  # behind it
+)
 
 
 def parse_error_types(critique: str) -> list[str] | None:
@@ -100,7 +105,8 @@ def simplify(text: str) -> str:
     text = re.sub(r"~~.*?~~|</?\w+>|^.*\[ \].*$", "", text.lower(), flags=re.MULTILINE)
     text = re.sub(r"[*`\\\"]", "", text).replace("\uff1a", ":")
     text = re.sub(r"_|\b[-\u2010\u2011]\b", " ", text)
-    text = re.sub(r"\s[-\u2013\u2014]\s(?=(?:none|no|n/a)\b)", ": ", text)  # type - none
+    # type - none, type (none) -> type: none
+    text = re.sub(r"\s(?:[-\u2013\u2014]\s|\()(?=(?:none|no|n/a|not)\b)", ": ", text)
     return re.sub(r"[^\S\n]+", " ", text)
 
 
@@ -111,8 +117,10 @@ def find_named(verdict: str) -> list[str]:
     stems = [re.escape(error.removesuffix("y")) for error in longest_first]
     any_type = rf"\b({'|'.join(stems)})(?:y|ies|s|es)?\b"
     types |= {error.removesuffix("y"): name for error, name in types.items()}
+    # "no this, that or the other" denies all of them
+    denied_list = rf"(?:{NEGATION})\s+{any_type}(?:\s*,\s*{any_type})*\s*,?\s*n?or\s+{any_type}"
     named = set()
-    for clause in re.split(CLAUSE_ENDS, verdict):
+    for clause in re.split(CLAUSE_ENDS, re.sub(denied_list, "", verdict)):
         for match in re.finditer(any_type, clause):
             before = clause[: match.start()].rpartition(":")[2]
             denied = re.search(NEGATION, before) or re.fullmatch(DENIAL, clause[match.end() :])

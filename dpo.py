@@ -677,7 +677,7 @@ def parse_args():
     add("--tune", choices=("full", "lora"), default="full", help="lora: write an adapter")
     add(
         "--lora-rank",
-        type=common.at_least(1),
+        type=common.at_least(1, 4096),
         default=16,
         metavar="R",
         help="of a new adapter, whose lora_alpha is 2 R; one that is trained further keeps its own",

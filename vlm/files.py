@@ -80,7 +80,7 @@ def read_index(index: Path) -> dict[str, str]:
                 f"{index}: weight_map has {name!r} for {tensor}, which is not a *.safetensors file"
             )
         # By the names alone: the files of a hub's cache are links to elsewhere
-        if Path(name).is_absolute() or os.path.normpath(name).startswith(".."):
+        if Path(name).is_absolute() or Path(os.path.normpath(name)).parts[0] == "..":
             raise common.InputError(
                 f"{index}: weight_map has {name!r} for {tensor}, which leads out of the directory"
             )

@@ -12,6 +12,8 @@ import sys
 import common
 from vlm import families
 
+# Language models that change the cache's keys or values; so do those with kv_lora_rank
+OWN_ATTENTION = ("diffllama", "doge")
 ROOM = 256  # tokens that are kept free behind the video, for a prompt and its answer
 
 
@@ -54,8 +56,19 @@ def check_language_model(model, where):
             f"{where}: its language model ({kind}) has attention sinks, which cannot be used: "
             "attention behind a shared video has none"
         )
+    if getattr(model.config.text_config, "kv_lora_rank", None) or kind in OWN_ATTENTION:
+        raise common.InputError(
+            f"{where}: its language model ({kind}) makes its own keys and values of the cache's, "
+            "which does not work behind a shared video, so it cannot be used"
+        )
+    buffers = [name for name, _ in language.named_buffers() if not name.startswith("rotary_emb.")]
+    if buffers:
+        raise common.InputError(
+            f"{where}: its language model ({kind}) has {buffers[0]}, which is in no file, so it "
+            "cannot be used"
+        )
     for part in ("layers", "norm", "rotary_emb", "embed_tokens"):
-        if not hasattr(language, part):
+        if getattr(language, part, None) is None:
             raise common.InputError(
                 f"{where}: its language model ({kind}) has no {part!r}, so it cannot be used"
             )
@@ -85,7 +98,9 @@ def count_positions(config) -> int:
     than below it, so that a token's numbers would depend on what else is in the sequence.
     """
     text = config.text_config
-    limit = getattr(text, "max_position_embeddings", None) or sys.maxsize
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is None:
+        limit = sys.maxsize
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         limit = min(limit, rope.get("original_max_position_embeddings") or limit)

@@ -127,6 +127,8 @@ def check_devices(devices: list[str]):
             raise common.InputError(
                 f"--devices: {name!r} is no device; expected cpu, or cuda:0, cuda:1, ..."
             ) from error
+        if device.type == "meta":
+            raise common.InputError("--devices: meta has no memory; expected cpu, or cuda:0, ...")
         if device.type == "cuda" and (device.index or 0) >= n_gpus:
             raise common.InputError(f"--devices: {name} is not there; {visible} to PyTorch")
 
