@@ -160,6 +160,7 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
         where = f"{path}, line {number}"
         try:
             row = json.loads(line.decode("utf-8"))
+            find_surrogate([[row]])  # RecursionError: so deep that it can be read, but not written
         except json.JSONDecodeError as error:
             column = f"column {error.colno}"
             raise InputError(f"{where}, {column}: not JSON in UTF-8 ({error.msg})") from error
@@ -205,7 +206,7 @@ def find_surrogate(value) -> str | None:
 def find_wrong_value(row: dict) -> str | None:
     """Say which value of a row is not what RECORD says; None if all are."""
     for key, field in RECORD.items():
-        if key in row and not isinstance(row[key], field.kind):
+        if key in row and (not isinstance(row[key], field.kind) or row[key] is True):
             return f"{key!r} has the type {type(row[key]).__name__}"
     for key in ("start", "end"):
         if row.get(key) is not None and not -MOST_SECONDS < row[key] < MOST_SECONDS:

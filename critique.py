@@ -104,6 +104,8 @@ def simplify(text: str) -> str:
     """Make a text plain: no case, no marks of Markdown, and spaces in `temporal_ordering`."""
     text = re.sub(r"~~.*?~~|</?\w+>|^.*\[ \].*$", "", text.lower(), flags=re.MULTILINE)
     text = re.sub(r"[*`\\\"]", "", text).replace("\uff1a", ":")
+    text = re.sub(r"\b(not?|without)\s+\[(\w+)\]", r"\1 \2", text)  # not [type]
+    text = re.sub(r"\[(\w+)\](?=\s*:)", r"\1", text)  # [type]: none
     text = re.sub(r"_|\b[-\u2010\u2011]\b", " ", text)
     # type - none, type (none) -> type: none
     text = re.sub(r"\s(?:[-\u2013\u2014]\s|\()(?=(?:none|no|n/a|not)\b)", ": ", text)

@@ -1,4 +1,4 @@
-"""Corrupt small files at random, or make odd videos on purpose, and see what happens.
+"""Corrupt small files at random, or make odd inputs on purpose, and see what happens.
 
     python -m tools.fuzz --n 500       # of each kind; a few minutes
 
@@ -6,9 +6,11 @@ What must happen:
 
     a corrupt video     is read (as many frames as asked for, uint8), or refused
                         by an OSError
-    an odd video, row,  of tools/odd_cases.py, odd_rows.py and odd_models.py, which
-    output or model     know what must come of it: the right result, or the right
-                        reason
+    an odd video, or    of tools/odd_cases.py, which knows what must come of it:
+    directory           the right frames, or the right reason
+    an odd model, row,  of tools/odd_models.py, odd_rows.py or odd_runs.py, which
+    verdict, number,    knows what must come of it: the right result, or a
+    or output           refusal in one line that has the right words
     a corrupt input     is read with a row for every line, or refused with file
                         and line
     a corrupt output    is resumed, and then contains every row that an
@@ -30,12 +32,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import common
 import media
 from shapes import world
-from tools import odd_cases, odd_models, odd_rows
+from tools import odd, odd_cases, odd_models, odd_rows, odd_runs
 
 SECONDS = 20  # after which a case counts as hanging
 GOOD = ("read", "refused", "resumed", "right")  # outcomes; all others are faults
@@ -133,9 +136,9 @@ def try_odd(make, directory: Path, rng) -> str:
     return f"FAULT: {make.__name__}: {wrong}" if wrong else "right"
 
 
-def try_made(make, directory: Path, rng) -> str:
-    """Make an odd row, output or model: the case itself says what is wrong."""
-    wrong = make(directory, rng)
+def try_known(make, directory: Path, rng) -> str:
+    """Make an odd model, row, number or output, and compare what comes of it with what must."""
+    wrong = odd.check(make(directory, rng))
     return f"FAULT: {make.__name__}: {wrong}" if wrong else "right"
 
 
@@ -219,12 +222,15 @@ def run_cases(kind: str, case, files: list, directory: Path, args) -> Counter:
     return report(kind, outcomes)
 
 
-def run_odd_cases(kind: str, attempt, cases: list, directory: Path, args) -> Counter:
-    """Run odd cases in turn, by try_odd or try_made -> how often each outcome is."""
+def run_odd_cases(kind: str, attempt, makers: list, directory: Path, args) -> Counter:
+    """Run cases that know what must come of them, in turn -> how often each outcome is.
+
+    attempt: function (maker of a case, directory, random generator) -> outcome
+    """
     outcomes = Counter()
     for number in tqdm(range(args.n), kind, unit="case"):
         rng = np.random.default_rng([args.seed, number])
-        make = cases[number % len(cases)]
+        make = makers[number % len(makers)]
         path = directory / f"odd_{number}"
         path.mkdir()
         path.chmod(0o777)  # one case becomes another user
@@ -254,6 +260,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of what is changed")
     args = parser.parse_args()
 
+    torch.set_num_threads(1)  # threads are lost in the processes of the cases
+    odd_models.small_model()  # made once, here, and not in each of them
+    odd_rows.byte_level()
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows()]
     rows_file = ("rows.jsonl", "".join(lines).encode())
     outcomes = Counter()
@@ -262,10 +271,10 @@ def main():
         directory.chmod(0o755)
         videos = [(path.name, path.read_bytes()) for path in write_videos(directory)]
         outcomes += run_cases("videos", try_video, videos, directory, args)
-        odd_videos = odd_cases.CASES
-        outcomes += run_odd_cases("odd videos", try_odd, odd_videos, directory, args)
-        outcomes += run_odd_cases("odd rows", try_made, odd_rows.CASES, directory, args)
-        outcomes += run_odd_cases("odd models", try_made, odd_models.CASES, directory, args)
+        outcomes += run_odd_cases("odd videos", try_odd, odd_cases.CASES, directory, args)
+        for module in (odd_models, odd_rows, odd_runs):
+            kind = module.__name__.removeprefix("tools.").replace("_", " ")
+            outcomes += run_odd_cases(kind, try_known, module.CASES, directory, args)
         outcomes += run_cases("inputs", try_input, [rows_file], directory, args)
         outcomes += run_cases("outputs", try_output, [rows_file], directory, args)
     if any(outcome not in GOOD for outcome in outcomes):
