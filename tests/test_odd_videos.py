@@ -32,7 +32,7 @@ def try_case(name, directory, seed):
     return fuzz.run_apart(functools.partial(fuzz.try_odd, CASES[name], rng=rng), directory)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "unreadable"])
 def test_what_must_come_of_it_comes(name, seed, tmp_path):
     assert try_case(name, tmp_path, seed) == "right"
