@@ -160,13 +160,13 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
         where = f"{path}, line {number}"
         try:
             row = json.loads(line.decode("utf-8"))
-            find_surrogate([[row]])  # RecursionError: so deep that it can be read, but not written
+            fault = find_fault(row, require)  # may be too deep as well
         except json.JSONDecodeError as error:
             column = f"column {error.colno}"
             raise InputError(f"{where}, {column}: not JSON in UTF-8 ({error.msg})") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON in UTF-8 ({error})") from error
-        if fault := find_fault(row, require):
+        if fault:
             raise InputError(f"{where}: {fault}")
         if "id" in row:
             if row["id"] in ids:

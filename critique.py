@@ -102,11 +102,14 @@ def remove_thoughts(critique: str) -> str:
 
 def simplify(text: str) -> str:
     """Make a text plain: no case, no marks of Markdown, and spaces in `temporal_ordering`."""
-    text = re.sub(r"~~.*?~~|</?\w+>|^.*\[ \].*$", "", text.lower(), flags=re.MULTILINE)
-    text = re.sub(r"[*`\\\"]", "", text).replace("\uff1a", ":")
+    text = text.lower().replace("\uff1a", ":")
+    text = re.sub(r"~~.*?~~", "", text)  # struck out
+    text = re.sub(r"^.*\[ \].*$", "", text, flags=re.MULTILINE)  # a box that is not ticked
+    text = re.sub(r"</?\w+>", "", text)  # <b>
+    text = re.sub(r"[*`\\\"]", "", text)
     text = re.sub(r"\b(not?|without)\s+\[(\w+)\]", r"\1 \2", text)  # not [type]
     text = re.sub(r"\[(\w+)\](?=\s*:)", r"\1", text)  # [type]: none
-    text = re.sub(r"_|\b[-\u2010\u2011]\b", " ", text)
+    text = re.sub(r"_|\b[-\u2010\u2011]\b", " ", text)  # between the words of a type
     # type - none, type (none) -> type: none
     text = re.sub(r"\s(?:[-\u2013\u2014]\s|\()(?=(?:none|no|n/a|not)\b)", ": ", text)
     return re.sub(r"[^\S\n]+", " ", text)
@@ -114,11 +117,10 @@ def simplify(text: str) -> str:
 
 def find_named(verdict: str) -> list[str]:
     """Find the error types that a verdict names and does not deny, in the order of ERROR_TYPES."""
-    types = {simplify(error): error for error in common.ERROR_TYPES}
+    # Without a last y, so that the plural is found: inaccurac(y), inaccurac(ies), relationship(s)
+    types = {simplify(error).removesuffix("y"): error for error in common.ERROR_TYPES}
     longest_first = sorted(types, key=len, reverse=True)  # omission is a part of detail omission
-    stems = [re.escape(error.removesuffix("y")) for error in longest_first]
-    any_type = rf"\b({'|'.join(stems)})(?:y|ies|s|es)?\b"
-    types |= {error.removesuffix("y"): name for error, name in types.items()}
+    any_type = rf"\b({'|'.join(map(re.escape, longest_first))})(?:y|ies|s|es)?\b"
     # "no this, that or the other" denies all of them
     denied_list = rf"(?:{NEGATION})\s+{any_type}(?:\s*,\s*{any_type})*\s*,?\s*n?or\s+{any_type}"
     named = set()

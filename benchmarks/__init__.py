@@ -50,13 +50,13 @@ questions"). The interval is bootstrapped from the same function, which is calle
 for it. tests/patches/benchmark.patch adds such a benchmark, whole.
 """
 
-import glob
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 import common
+import media
 
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
@@ -208,9 +208,16 @@ def find_videos(directory: Path) -> Callable[[str], str]:
     Raises:
         InputError: if two files have the same name
     """
+    paths = []
+    if not directory.is_dir():
+        raise common.InputError(f"{directory}: no such directory")
+    for folder, names in media.walk(directory):  # follows links, each folder once
+        below = folder.relative_to(directory)
+        paths += [
+            (below / name).as_posix() for name in names or () if name.lower().endswith(".mp4")
+        ]
     found = {}
-    # glob follows links to folders, Path.rglob does not
-    for path in sorted(glob.glob("**/*.[mM][pP]4", root_dir=directory, recursive=True)):
+    for path in sorted(paths):
         name = Path(path).stem
         if name in found:
             raise common.InputError(

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import benchmarks
 import common
 import critique
 import dpo
@@ -120,3 +121,13 @@ def test_true_is_no_number_of_seconds(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "start": true}\n')
     with pytest.raises(common.InputError, match="'start' has the type bool"):
         common.read_jsonl(tmp_path / "rows.jsonl")
+
+
+def test_links_of_a_benchmark_that_lead_back_up_are_followed_once(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.MP4").touch()
+    (tmp_path / "videos" / "up").symlink_to(tmp_path)
+    (tmp_path / "videos" / "._a.mp4").touch()
+    locate = benchmarks.find_videos(tmp_path)
+    assert locate("a") == "videos/a.MP4"
+    assert locate("b") == "videos/b.mp4"
