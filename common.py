@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ import safetensors
 import torch
 import transformers
 
-ANSWER_PROMPT = "{question}\nAnswer from what the video shows, in one short sentence."
 DEFAULT_FRAMES = 32  # of a video, if the model's config.json has no `num_frames`
 
 
@@ -91,17 +91,6 @@ def command(*without: str) -> str:
 # ------------------------------------------------------------------------------
 # The record
 
-# What an answer may have wrong, and how the critique prompt explains it. The only home of both:
-# the prompt, the parser of verdicts and the check of files are made from this table.
-ERROR_TYPES = {
-    "factual_inaccuracy": "something that the video contradicts",
-    "temporal_ordering": "wrong order of events",
-    "spatial_relationship": "wrong place or direction between objects",
-    "object_hallucination": "something that is not there",
-    "causal_reasoning": "wrong cause",
-    "detail_omission": "something that matters is left out",
-}
-
 
 class Field(NamedTuple):
     """A key of the record."""
@@ -117,7 +106,7 @@ MOST_SECONDS = 1e9  # NaN is not below it
 RECORD = {
     "id": Field("generate", str, "<video>/<kind>/<n>, unique"),
     "video": Field("generate", str, "path below the videos' root, which meta.json has"),
-    "kind": Field("generate", str, "spatial or temporal, or another key of generate.ASPECTS"),
+    "kind": Field("generate", str, "spatial or temporal, or another kind that the prompts name"),
     "question": Field("generate", str, "written by the model"),
     "initial": Field("generate", str, "the first answer"),
     "critique": Field("critique", str, "what is wrong with it, free text"),
@@ -137,12 +126,15 @@ RECORD = {
 }
 
 
-def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict]:
+def read_jsonl(
+    path, require: tuple = (), incomplete: bool = False, error_types: Collection[str] | None = None
+) -> list[dict]:
     """Read the rows of a JSONL file.
 
     Args:
         require: keys that every row must have
         incomplete: skip a last line without its line end, which a stopped process may leave
+        error_types: the names that `error_types` of a row may have; None: any
 
     Raises:
         InputError: with file and line, if a line is not a valid row
@@ -160,7 +152,7 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
         where = f"{path}, line {number}"
         try:
             row = json.loads(line.decode("utf-8"))
-            fault = find_fault(row, require)  # may be too deep as well
+            fault = find_fault(row, require, error_types)  # may be too deep as well
         except json.JSONDecodeError as error:
             column = f"column {error.colno}"
             raise InputError(f"{where}, {column}: not JSON in UTF-8 ({error.msg})") from error
@@ -176,7 +168,7 @@ def read_jsonl(path, require: tuple = (), incomplete: bool = False) -> list[dict
     return rows
 
 
-def find_fault(row, require: tuple) -> str | None:
+def find_fault(row, require: tuple, error_types: Collection[str] | None = None) -> str | None:
     """Say what is wrong with a row; None if it is valid and has the required keys."""
     if not isinstance(row, dict):
         return f"an object is expected, not {type(row).__name__}"
@@ -189,7 +181,7 @@ def find_fault(row, require: tuple) -> str | None:
     for key, value in row.items():
         if half := find_surrogate([key, value]):
             return f"{key!r} has {half}, half of a character, which is no text in UTF-8"
-    return find_wrong_value(row)
+    return find_wrong_value(row, error_types)
 
 
 def find_surrogate(value) -> str | None:
@@ -203,7 +195,7 @@ def find_surrogate(value) -> str | None:
     return f"\\u{ord(half[0]):x}" if half else None
 
 
-def find_wrong_value(row: dict) -> str | None:
+def find_wrong_value(row: dict, error_types: Collection[str] | None) -> str | None:
     """Say which value of a row is not what RECORD says; None if all are."""
     for key, field in RECORD.items():
         if key in row and (not isinstance(row[key], field.kind) or row[key] is True):
@@ -215,7 +207,7 @@ def find_wrong_value(row: dict) -> str | None:
     if "\0" in row.get("video", ""):
         return "'video' has a character 0, which no path can have"
     for error in row.get("error_types") or ():
-        if not isinstance(error, str) or error not in ERROR_TYPES:
+        if not isinstance(error, str) or (error_types and error not in error_types):
             return f"unknown error type {error!r}"
     return None
 
@@ -467,29 +459,36 @@ def take_shard(videos: list, shard: str) -> list:
     return taken
 
 
-def read_input(args, require: tuple) -> tuple[Path, list]:
+def read_input(
+    input, videos, require: tuple, error_types: Collection[str] | None = None
+) -> tuple[Path, list]:
     """Read the rows that a stage works on.
+
+    Args:
+        input, videos: values of --input and --videos
+        require: keys that every row must have
+        error_types: the names that `error_types` of a row may have; None: any
 
     Returns:
         (root of their videos, an absolute path; [(video, its rows), ...])
     """
-    groups = group_by_video(read_jsonl(args.input, require))
+    groups = group_by_video(read_jsonl(input, require, error_types=error_types))
     if not groups:
-        raise InputError(f"{args.input} has no rows, so there is nothing to do")
-    path = meta_path(args.input)
+        raise InputError(f"{input} has no rows, so there is nothing to do")
+    path = meta_path(input)
     if path.exists():
         root, stage, finished = read_keys(path, "root", "stage", "finished")
         if not finished:
             raise InputError(
-                f"{args.input} is unfinished; the command that began it resumes it: {stage}"
+                f"{input} is unfinished; the command that began it resumes it: {stage}"
             )
     else:
         root = None
-    if args.videos:
-        root = Path(args.videos).resolve()
+    if videos:
+        root = Path(videos).resolve()
     if not root:
         raise InputError(
-            f"{args.input} has no meta.json beside it that says where its videos are; "
+            f"{input} has no meta.json beside it that says where its videos are; "
             "say it with --videos DIR"
         )
     if not Path(root).is_absolute():  # whoever wrote it may have stood in another directory
@@ -498,7 +497,7 @@ def read_input(args, require: tuple) -> tuple[Path, list]:
         )
     if not Path(root).is_dir():
         raise InputError(
-            f"{root}: no such directory; --videos DIR says where the videos of {args.input} are"
+            f"{root}: no such directory; --videos DIR says where the videos of {input} are"
         )
     return Path(root), groups
 
@@ -535,6 +534,7 @@ NOT_CONTENT = (
     "output",
     "overwrite",
     "partial",
+    "prompts",
     "retry_unreadable",
     "save_every",
     "videos",
@@ -565,11 +565,17 @@ def meta_path(output) -> Path:
     return Path(f"{output}.meta.json")
 
 
-def make_meta(args, prompts: list, root, groups: list) -> dict:
+def make_meta(args, asked: list, prompts: dict, root, groups: list) -> dict:
     """Describe a run for <output>.meta.json.
 
     `content` decides whether an output may be resumed: arguments, and fingerprints of the model,
-    the prompts and the rows that are read. The rest is for readers.
+    the prompts and the rows that are read. The rest is for readers, and for the stages after it.
+
+    Args:
+        asked: the prompts that this stage uses
+        prompts: all of them, for the stages after it
+        root: of the videos
+        groups: what is read
     """
     for key, value in vars(args).items():
         if find_surrogate(f"{value}"):
@@ -582,7 +588,7 @@ def make_meta(args, prompts: list, root, groups: list) -> dict:
 
     content = {key: value for key, value in vars(args).items() if key not in NOT_CONTENT}
     content["model"] = fingerprint(*models)
-    content["prompts"] = fingerprint(*prompts)
+    content["prompts"] = fingerprint(*asked)
     content["inputs"] = fingerprint(*groups)
     return {
         "stage": Path(sys.argv[0]).name,
@@ -590,6 +596,7 @@ def make_meta(args, prompts: list, root, groups: list) -> dict:
         "directory": os.getcwd(),
         "content": content,
         "root": str(root),
+        "prompts": prompts,
         "commit": read_commit(),
         "versions": {
             "python": sys.version.split()[0],
@@ -708,9 +715,13 @@ def begin(output: Path, meta: dict, overwrite: bool, is_whole=None):
 def is_finished(output: Path, meta: dict, is_whole) -> bool:
     """Say whether an output is finished, and print it; InputError if it is another's."""
     check_same_content(output, meta)
-    [finished] = read_keys(meta_path(output), "finished")
+    path = meta_path(output)
+    [finished] = read_keys(path, "finished")
     if not finished or (is_whole and not is_whole()):
         return False
+    before = read_json(path)
+    if before.get("prompts") != meta.get("prompts"):  # of later stages; its own are in `content`
+        write_json(path, before | {"prompts": meta.get("prompts")})
     print(f"{output} is finished; nothing to do")
     return True
 

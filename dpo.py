@@ -2,6 +2,8 @@ r"""Stage 4: direct preference optimization on the pairs, written out by hand.
 
     python dpo.py --model shapes/model \
         --input runs/mine/round1/pairs.jsonl --output runs/mine/round1/model
+    python dpo.py --model shapes/model --output runs/mine/both/model \
+        --input runs/mine/round1/pairs.jsonl runs/mine/round2/pairs.jsonl
 
 The language model is trained; the vision tower and the projector are frozen.
 Per step: for each of --videos-per-step videos (or segments, if rows have start
@@ -15,7 +17,9 @@ update of AdamW on float32 master weights. The reference is the model that the
 round starts from: its log-probs are computed before the first update, by the
 same function.
 
-reads    id, video, question, chosen, rejected (rows with `dropped` are skipped)
+reads    id, video, question, chosen, rejected; rows with `dropped` are skipped.
+         The prompt around the question is the one that it was asked with, which
+         the input's meta.json has
 writes   a checkpoint like the base's (--tune lora: an adapter), with a short
          model card and metrics.jsonl: one line a step, TRL's names; tokens/s
          counts the tokens of answers alone, not those of videos and questions.
@@ -42,6 +46,7 @@ import torch
 import torch.nn.functional as F
 
 import common
+import prompts
 import vlm
 
 SIDES = ("chosen", "rejected")
@@ -53,6 +58,9 @@ PER_TOKEN = ("ipo",)
 # Losses that need no reference, such as SimPO: none is here yet. Theirs is 0, without a pass.
 # sft is not among them: the rewards that it reports need one
 REFERENCE_FREE = ()
+
+# Learning rate by what is trained: factors want about ten times that of all weights
+RATES = {"full": 5e-7, "lora": 5e-6}
 
 # What is in the output until the training is finished, beside the metrics, which stay
 WORKING_FILES = r"metrics\.jsonl|reference\.jsonl(\.part)?|checkpoint-\d{6}\.state|checkpoint\.part"
@@ -142,8 +150,7 @@ def cross_entropy_side(args) -> int:
 
     --sft-on is an option of --loss sft alone; an NLL term beside a preference is on chosen.
     """
-    side = args.sft_on if args.loss == "sft" else "chosen"
-    return SIDES.index(side)
+    return 1 if args.loss == "sft" and args.sft_on == "rejected" else 0
 
 
 # ------------------------------------------------------------------------------
@@ -169,8 +176,7 @@ def encode_pairs(tokenizer, pairs: list[dict]) -> list:
     branches = []
     for side in SIDES:
         for pair in pairs:
-            prompt = common.ANSWER_PROMPT.format(question=pair["question"])
-            branches.append(vlm.encode_branch(tokenizer, prompt, pair[side]))
+            branches.append(vlm.encode_branch(tokenizer, pair["prompt"], pair[side]))
     return branches
 
 
@@ -280,40 +286,121 @@ def zero_reference(tokenizer, pairs: list[dict]):
 # What is trained, on what, and how fast
 
 
-def read_pairs(args):
-    """Read the pairs to train on.
+def read_work(args):
+    """Read what is to be done, and check it.
+
+    Returns:
+        root: of the videos
+        groups: [(video, its pairs), ...], one for each segment of a video
+        meta: for meta.json
+    """
+    check_inputs(args.input)
+    wording = prompts.choose(args, args.input, settled=("answer",))
+    root, groups = read_pairs(args, wording.answer)
+    texts = vlm.list_texts(" ".join(args.input), groups, ("question", *SIDES))
+    vlm.check_model(args.model, texts)
+    meta = common.make_meta(args, [wording.answer], wording._asdict(), root, groups)
+    return root, groups, meta
+
+
+def read_pairs(args, answer: str):
+    """Read the pairs to train on, of one input or of several.
+
+    Args:
+        answer: prompt that the questions were asked with, which the pairs get as their `prompt`
 
     Returns:
         (root of their videos, [(video, its pairs), ...], one for each segment of a video)
     """
-    root, groups = common.read_input(args, REQUIRED)
+    check_adapter(args)
+    inputs = [common.read_input(path, args.videos, REQUIRED) for path in args.input]
+    root, groups = join_inputs(args.input, inputs)
+    rows = [row for _, group in groups[: args.limit] for row in group]
+    if args.loss == "sft" and args.sft_on == "revised":
+        rows = [take_revision(row) for row in rows]
+    pairs = []
+    for row in rows:
+        if "dropped" not in row:
+            pairs.append(row | {"prompt": prompts.fill(answer, question=row["question"])})
+    if not pairs:
+        raise common.InputError(
+            f"{' '.join(args.input)}: no row is a pair, so there is nothing to learn"
+        )
+    return root, common.group_by_segment(pairs)
+
+
+def check_adapter(args):
+    """Raise InputError if the options do not go with a model that is an adapter."""
     adapter = vlm.read_adapter(args.model)
     if adapter.rank and args.tune == "full":
         raise common.InputError(
             f"{args.model} is an adapter: train it further with --tune lora, "
             "or merge it first (python -m tools.merge)"
         )
+    if adapter.rank and args.lora_alpha not in (None, adapter.alpha):
+        raise common.InputError(
+            f"--lora-alpha {args.lora_alpha}: {args.model} is an adapter with lora_alpha "
+            f"{adapter.alpha}, which it keeps"
+        )
 
-    pairs = []
-    for _, rows in groups[: args.limit]:
-        pairs += [row for row in rows if "dropped" not in row]
-    if not pairs:
-        raise common.InputError(f"{args.input}: no row is a pair, so there is nothing to learn")
-    return root, common.group_by_segment(pairs)
+
+def take_revision(row: dict) -> dict:
+    """Make a pair of a row whose revision repeats the answer, for --sft-on revised."""
+    is_whole = all(key in row for key in ("question", "initial", "revised"))
+    if row.get("dropped") != "unchanged" or not is_whole:
+        return row
+    kept = {key: value for key, value in row.items() if key != "dropped"}
+    return kept | {"chosen": row["revised"], "rejected": row["initial"]}
+
+
+def join_inputs(paths: list[str], inputs: list[tuple]) -> tuple[Path, list]:
+    """Join the rows of several inputs, whose videos may have different roots.
+
+    Args:
+        inputs: [(root, [(video, its rows), ...]), ...], one for each path
+
+    Returns:
+        (common root, [(video, its rows), ...]): the videos' paths begin at the common root, and
+        ids have their file before them, since those of two files may be the same
+    """
+    if len(inputs) == 1:
+        return inputs[0]
+    joined = Path(os.path.commonpath([root for root, _ in inputs]))
+    rows = []
+    for path, (root, groups) in zip(paths, inputs):
+        below = root.relative_to(joined)
+        for video, group in groups:
+            name = (below / video).as_posix()
+            rows += [row | {"id": f"{path}: {row['id']}", "video": name} for row in group]
+    return joined, common.group_by_video(rows)
+
+
+def check_inputs(paths: list[str]):
+    """Raise InputError if an input is named twice; print which do not say their prompts."""
+    places = {}
+    for path in paths:
+        place = Path(path).resolve()
+        if place in places:
+            raise common.InputError(f"--input {path} is there twice, as {places[place]} too")
+        places[place] = path
+        if not prompts.recorded(path):
+            print(
+                f"{path}: no meta.json says with which prompt its questions were asked; they are "
+                "taken for asked with the model's own, or the default"
+            )
 
 
 def tell_if_off_policy(args, meta: dict):
     """Print a line if the pairs were made by another model than the one that is trained on them."""
-    path = common.meta_path(args.input)
-    if not path.exists():
-        return
-    made = common.read_json(path)
-    made_by = made.get("content", {}).get("model")
-    if made_by and made_by != meta["content"]["model"]:
-        print(
-            f"off-policy: the pairs were made by another model, {made['arguments']['model']}, "
-            f"than the one that is trained on them, {args.model}"
-        )
+    for input in args.input:
+        path = common.meta_path(input)
+        made = common.read_json(path) if path.exists() else {}
+        made_by = made.get("content", {}).get("model")
+        if made_by and made_by != meta["content"]["model"]:
+            print(
+                f"off-policy: {input} was made by another model, {made['arguments']['model']}, "
+                f"than the one that is trained on it, {args.model}"
+            )
 
 
 def load_policy(args):
@@ -325,7 +412,8 @@ def load_policy(args):
     model, tokenizer = vlm.load(args)
     adapter = vlm.read_adapter(args.model)
     if args.tune == "lora" and not adapter.rank:  # a new one
-        adapter = vlm.Adapter(args.model, rank=args.lora_rank, alpha=2 * args.lora_rank)
+        alpha = args.lora_alpha or 2 * args.lora_rank
+        adapter = vlm.Adapter(args.model, rank=args.lora_rank, alpha=alpha)
         torch.manual_seed(args.seed)
         vlm.add_lora(model.model.language_model.layers, adapter.rank, adapter.alpha)
     return model, tokenizer, adapter
@@ -535,11 +623,14 @@ def begin(args, meta: dict):
     lock = common.begin(args.output, meta, args.overwrite)
     if lock and args.overwrite and args.output.exists():
         own = [file.resolve() for file in list_own(args.output)]
-        if Path(args.input).resolve() in own:
-            raise common.InputError(
-                f"--overwrite would remove --input {args.input}, which is in the output"
-            )
+        for input in args.input:
+            if Path(input).resolve() in own:
+                raise common.InputError(
+                    f"--overwrite would remove --input {input}, which is in the output"
+                )
     if lock:
+        trained = "LoRA's factors" if args.tune == "lora" else "all weights of the language model"
+        print(f"training {trained}, learning rate {args.lr:g}, loss {args.loss}")
         tell_if_off_policy(args, meta)
     return lock
 
@@ -590,11 +681,13 @@ def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: di
         tokenizer.save_pretrained(part)
     else:
         save_full(model, tokenizer, part, vlm.find_base(args.model))
+    prompts.save_with_model(part, args.model, meta["prompts"]["answer"])
     vlm.share(part)
     last = json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
+    inputs = " ".join(args.input)
     card = f"""# A model trained by dpo.py
 
-From `{args.model}`, on the {n_pairs} pairs of `{args.input}`: loss {args.loss}, beta {args.beta}, \
+From `{args.model}`, on the {n_pairs} pairs of `{inputs}`: loss {args.loss}, beta {args.beta}, \
 learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.
 Last step: `{json.dumps(last)}`
 """
@@ -647,7 +740,9 @@ def check_weights_finite(model):
 def parse_args():
     """Parse the command line: the common options, and those of the training."""
     output = "directory of the trained model"
-    parser = common.make_parser(__doc__, output, "pairs.jsonl")
+    parser = common.make_parser(
+        __doc__, output, "pairs.jsonl, of one round or of several", several_inputs=True
+    )
 
     add = parser.add_argument_group("the loss").add_argument
     add("--loss", choices=LOSSES, default="sigmoid", help="sft: cross-entropy on one side")
@@ -671,7 +766,12 @@ def parse_args():
         metavar="W",
         help="of an added cross-entropy on chosen, a mean over its tokens",
     )
-    add("--sft-on", choices=SIDES, default="chosen", help="what --loss sft learns")
+    add(
+        "--sft-on",
+        choices=(*SIDES, "revised"),
+        default="chosen",
+        help="what --loss sft learns; revised: all revisions, also those that repeat the answer",
+    )
 
     add = parser.add_argument_group("the updates").add_argument
     add("--tune", choices=("full", "lora"), default="full", help="lora: write an adapter")
@@ -680,13 +780,20 @@ def parse_args():
         type=common.at_least(1, 4096),
         default=16,
         metavar="R",
-        help="of a new adapter, whose lora_alpha is 2 R; one that is trained further keeps its own",
+        help="of a new adapter; one that is trained further keeps its own",
+    )
+    add(
+        "--lora-alpha",
+        type=common.at_least(1),
+        metavar="A",
+        help="of a new adapter, whose factors count A / R times (default: 2 R)",
     )
     add(
         "--lr",
         type=common.number_between(0, 1e9, above=True),
-        default=5e-7,
-        help="peak learning rate",
+        help="peak learning rate (default: "
+        + ", ".join(f"{rate:g} for --tune {tune}" for tune, rate in RATES.items())
+        + ")",
     )
     share = common.number_between(0, 1)
     add("--warmup", type=share, default=0.1, metavar="SHARE", help="of the steps")
@@ -726,15 +833,16 @@ def parse_args():
     args = parser.parse_args()
     if args.label_smoothing and args.loss != "sigmoid":
         parser.error("--label-smoothing belongs to --loss sigmoid alone")
+    if args.lora_alpha and args.tune != "lora":
+        parser.error("--lora-alpha belongs to --tune lora alone")
+    args.lr = args.lr or RATES[args.tune]
     return args
 
 
 def main():
     """Train a model on the pairs."""
     args = parse_args()
-    root, groups = read_pairs(args)
-    vlm.check_model(args.model, vlm.list_texts(args.input, groups, ("question", *SIDES)))
-    meta = common.make_meta(args, [common.ANSWER_PROMPT], root, groups)
+    root, groups, meta = read_work(args)
     lock = begin(args, meta)  # held until main returns
     if not lock:
         return  # finished already

@@ -41,6 +41,7 @@ from pathlib import Path
 
 import benchmarks
 import common
+import prompts
 import vlm
 
 RESAMPLES = 1000  # of the bootstrap
@@ -74,11 +75,6 @@ def load_shapes(directory: Path) -> Iterator[dict]:
             answer=0,
             tags={"kind": kind, "error_type": error_type},
         )
-
-
-def render_shapes(item: dict) -> str:
-    """Ask as the other stages do."""
-    return common.ANSWER_PROMPT.format(question=item["question"])
 
 
 def parse_shapes(item: dict, reply: str) -> int | None:
@@ -125,7 +121,8 @@ def name_errors(item: dict, reply: str) -> list[str]:
     return errors
 
 
-SHAPES = benchmarks.Benchmark(load_shapes, render_shapes, parse_shapes, max_new_tokens=32)
+# Without a prompt of its own: it asks as generate.py does
+SHAPES = benchmarks.Benchmark(load_shapes, None, parse_shapes, max_new_tokens=32)
 
 # ------------------------------------------------------------------------------
 # Any benchmark
@@ -171,9 +168,15 @@ def load_items(benchmark: str, directory, full: bool = False) -> list[dict]:
     return items
 
 
-def render_prompt(item: dict) -> str:
-    """Render the prompt of an item, which follows the frames."""
-    return find_benchmark(item["benchmark"]).render(item)
+def render_prompt(item: dict, answer: str = prompts.DEFAULT.answer) -> str:
+    """Render the prompt of an item, which follows the frames.
+
+    answer: prompt that asks a question of a benchmark without a prompt of its own
+    """
+    render = find_benchmark(item["benchmark"]).render
+    if render is None:
+        return prompts.fill(answer, question=item["question"])
+    return render(item)
 
 
 def parse_reply(item: dict, reply: str) -> int | None:
@@ -218,7 +221,7 @@ def score(rows: list[dict]) -> dict:
     if benchmark is SHAPES:
         errors = Counter(error for row in scored for error in row["true_errors"])
         results["n_wrong"] = sum(not row["correct"] for row in scored)
-        names = [*common.ERROR_TYPES, *errors]  # also a type that has another name there
+        names = [*prompts.ERROR_TYPES, *errors]  # also a type that has another name there
         results["errors"] = {name: errors[name] for name in names}
     return results
 
@@ -329,6 +332,14 @@ def check_one_run(path: Path, rows: list[dict]):
                 )
 
 
+def list_prompts(items: list[dict], root: Path, answer: str) -> list[tuple[str, str]]:
+    """List the prompts of all items with where they are from, for vlm.check_model."""
+    listed = []
+    for item in items:
+        listed.append((f"{root}, question {item['id']!r}", render_prompt(item, answer)))
+    return listed
+
+
 def what_was_asked(groups: list) -> list[dict]:
     """Give the items as they are wherever the videos are, for the fingerprint of the input.
 
@@ -349,15 +360,17 @@ def segment(item: dict) -> tuple[float, float]:
     return start, end
 
 
-def write_replies(model, tokenizer, video, rows: list[dict], args):
+def write_replies(model, tokenizer, video, rows: list[dict], answer: str, args):
     """Reply to the rows about one segment of a video, greedily and as one batch; judge the replies.
 
     The rows get `prompt`, `initial` (the reply), and what `judge` adds.
+
+    answer: see render_prompt
     """
-    prompts = [render_prompt(row) for row in rows]
+    texts = [render_prompt(row, answer) for row in rows]
     max_new_tokens = find_benchmark(args.benchmark).max_new_tokens
-    replies = vlm.decode(model, tokenizer, video, prompts, max_new_tokens)
-    for row, prompt, (reply, _) in zip(rows, prompts, replies):
+    replies = vlm.decode(model, tokenizer, video, texts, max_new_tokens)
+    for row, prompt, (reply, _) in zip(rows, texts, replies):
         row["prompt"] = prompt
         row["initial"] = reply
         judge(row, args)
@@ -484,6 +497,7 @@ def parse_args():
         retry=True,
         required=(),
     )
+    prompts.add_option(parser)
     common.add_shard(parser)
     add = parser.add_argument_group("the benchmark").add_argument
     add(
@@ -523,6 +537,8 @@ def parse_args():
         return args
     if not args.output or not (args.rescore or (args.model and args.input)):
         parser.error("--model, --input and --output are needed; with --rescore --output alone")
+    if args.prompts and find_benchmark(args.benchmark).render:
+        parser.error(f"--prompts: {args.benchmark} has prompts of its own")
     if args.unparsed == "random" and not find_benchmark(args.benchmark).draws_unparsed:
         drawn = [name for name in names if find_benchmark(name).draws_unparsed]
         parser.error(f"--unparsed random is for {', '.join(drawn)}")
@@ -548,10 +564,13 @@ def main():
     groups = [(video, sorted(rows, key=segment)) for video, rows in common.group_by_video(items)]
     groups = common.take_shard(groups[: args.limit], args.shard)
 
-    prompts = [(f"{root}, question {item['id']!r}", render_prompt(item)) for item in items]
-    vlm.check_model(args.model, prompts)
-    texts = [prompt for _, prompt in prompts]
-    meta = common.make_meta(args, texts, root, what_was_asked(groups))
+    wording = prompts.choose(args, [])
+    has_own_prompts = find_benchmark(args.benchmark).render is not None
+    texts = list_prompts(items, root, wording.answer)
+    vlm.check_model(args.model, texts)
+    asked = [prompt for _, prompt in texts]
+    handed_on = {} if has_own_prompts else wording._asdict()
+    meta = common.make_meta(args, asked, handed_on, root, what_was_asked(groups))
     mark_run(groups, len(items), meta["content"])
     again = ["missing_video"]  # videos that have arrived since
     if args.retry_unreadable:
@@ -559,11 +578,13 @@ def main():
     out = common.Output(args.output / "predictions.jsonl", args, meta, groups, tuple(again))
     if out.finished:
         return
+    if not has_own_prompts:
+        prompts.tell_if_unknown(wording, args.model, ("answer",))
     model, tokenizer = vlm.load(args)
     # Once for each segment of a video, since its rows are sorted by segment
     for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
         if video:
-            write_replies(model, tokenizer, video, rows, args)
+            write_replies(model, tokenizer, video, rows, wording.answer, args)
         out.write(rows)
     out.put_in_order()
     write_results(out.rows, meta, args)

@@ -1,12 +1,14 @@
 r"""Stage 1: unlabeled videos in, questions and initial answers out.
 
 The model itself writes spatial and temporal questions about each video, then
-answers them: no label, no other model.
+answers them: no label, no other model. What it is asked is in
+prompts/default.py, or in a file of yours (--prompts).
 
     python generate.py --model shapes/model --input runs/shapes/round1 \
         --output runs/mine/round1/responses.jsonl
     python generate.py --model shapes/model --input video.mp4 \
         --ask "which way does the red circle move?"
+    python generate.py --prompts list    # today's prompts, as a file to edit
 
 reads    video files, folders of frames, or directories of them
 writes   id, video, kind, question, initial. A row that fails stays in the file
@@ -20,34 +22,16 @@ import os
 import random
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor, TopPLogitsWarper
 
 import common
 import media
+import prompts
 import vlm
 
-# The kinds of questions, and the aspects that each may be about: both are defined only here. Each
-# question has a prompt of its own, so that all questions about a video are decoded as one batch;
-# the prompts go through the aspects in turn, so that the questions differ.
-ASPECTS = {
-    "spatial": (
-        "where two objects are in relation to each other",
-        "which objects there are and where each one is",
-        "visual details such as number, color, shape or size",
-    ),
-    "temporal": (
-        "the order in which things happen",
-        "cause and effect: why something happens",
-        "how something changes: its motion, place or state",
-    ),
-}
-QUESTION_PROMPT = (
-    "Write one question about this video. It should be about {aspect}. Name objects by how they "
-    "look, ask only about what is really shown, and make sure that watching the video is needed to "
-    "answer it. Reply with the question alone."
-)
 QUESTION_TOKENS = 64  # a longer one is not a question, it has run away
 QUESTION_TOP_P = 0.9  # questions are sampled at temperature 1 within this nucleus
 
@@ -56,33 +40,58 @@ QUESTION_TOP_P = 0.9  # questions are sampled at temperature 1 within this nucle
 # Which videos
 
 
-def sample_videos(
-    inputs: list, limit: int | None, seed: int, without: frozenset[Path] = frozenset()
-) -> tuple[Path, list[str]]:
-    """Find the videos among files and directories, which are searched to any depth.
+class Draw(NamedTuple):
+    """Videos that were drawn from a pool."""
+
+    root: Path  # absolute, common to all of them
+    names: list[str]  # their paths relative to it, sorted
+    pool: dict  # {"n": number of videos in the pool, "fingerprint": of their paths below the root}
+
+
+def draw_videos(args) -> Draw:
+    """Draw videos from the pool of all that --input has, without those of --without.
+
+    The pool has one order, decided by --pool-seed alone: of it --skip videos are left out, and the
+    next --limit are taken. So two draws that do not overlap in it have no video in common.
+    """
+    order = order_pool(args.input, args.pool_seed, list_videos_of(args.without or []))
+    taken = order[args.skip :][: args.limit]
+    if not taken:
+        raise common.InputError(
+            f"--skip {args.skip}: there are only {len(order)} videos in the pool"
+        )
+    root = Path(os.path.commonpath([file.parent for file in order]))
+    names = sorted(file.relative_to(root).as_posix() for file in taken)
+    return Draw(root, names, describe_pool(root, order))
+
+
+def order_pool(inputs: list, seed: int, without: frozenset[Path] = frozenset()) -> list[Path]:
+    """Find the videos among files and directories, which are searched to any depth -> their paths.
+
+    They are in random order, in which the inputs take turns: every stretch of it has as many of
+    each input as the inputs' sizes allow.
 
     Args:
-        limit: only so many, drawn at random, and as evenly over the inputs as their sizes allow
         without: absolute paths of videos that are left out, as if they were not there
-
-    Returns:
-        (their common root, paths relative to it, sorted)
     """
-    drawn = []  # for each input its files, in random order
+    shuffled = []  # for each input its files, in random order
     for number, path in enumerate(map(Path, inputs)):
         files = [file for file in find_input(path) if file not in without]
         shuffle = random.Random(f"{seed}/{number}")
-        drawn.append(shuffle.sample(files, len(files)))
+        shuffled.append(shuffle.sample(files, len(files)))
 
-    # The inputs take turns: the first file of each, the second of each, ...
-    in_turn = []
-    for turn in itertools.zip_longest(*drawn):
+    in_turn = []  # the first file of each, the second of each, ...
+    for turn in itertools.zip_longest(*shuffled):
         in_turn += [file for file in turn if file is not None]
     if not in_turn:
         raise common.InputError("--without has all videos of --input: there is no other")
-    root = Path(os.path.commonpath([file.parent for file in in_turn]))
-    distinct = list(dict.fromkeys(in_turn))  # a file may be below two inputs
-    return root, sorted(file.relative_to(root).as_posix() for file in distinct[:limit])
+    return list(dict.fromkeys(in_turn))  # a file may be below two inputs
+
+
+def describe_pool(root: Path, files: list[Path]) -> dict:
+    """Describe a pool of videos for meta.json, so that one that has changed is noticed."""
+    names = sorted(file.relative_to(root).as_posix() for file in files)
+    return {"n": len(files), "fingerprint": common.fingerprint(*names)}
 
 
 def find_input(path: Path) -> list[Path]:
@@ -135,14 +144,39 @@ def list_videos_of(outputs: list[Path]) -> frozenset[Path]:
     return frozenset(videos)
 
 
+def keep_draw(args, draw: Draw) -> Draw:
+    """Give the draw that an output was begun with, if it is of the same command.
+
+    A pool in which videos have arrived or gone is drawn from in another order. An output that
+    exists keeps its own videos all the same; that they are not those of now is printed.
+    """
+    path = common.meta_path(args.output)
+    if args.overwrite or not args.output.exists() or not path.exists():
+        return draw
+    meta = common.read_json(path)
+    pool = meta.get("pool")
+    if not pool or pool == draw.pool or not (args.limit or args.skip):
+        return draw
+    options = ("input", "limit", "skip", "pool_seed", "without")
+    if any(meta["arguments"].get(option) != getattr(args, option) for option in options):
+        return draw  # another command, which Output refuses by name
+    if not all(Path(meta["root"], name).exists() for name in meta["videos"]):
+        return draw
+    print(
+        f"{args.output}: the pool had {pool['n']} videos when it was begun, and has "
+        f"{draw.pool['n']} now; it keeps those that were drawn then"
+    )
+    return Draw(Path(meta["root"]), meta["videos"], pool)
+
+
 def refuse_new_videos(args, meta: dict):
     """Raise InputError if the output is of the same command, but more videos are there by now.
 
-    It names the command that asks about those alone. With --limit nothing is said here: it draws
-    others, and Output refuses that.
+    It names the command that asks about those alone. With --limit or --skip nothing is said here:
+    `keep_draw` has done it.
     """
     path = common.meta_path(args.output)
-    if args.overwrite or args.limit or not args.output.exists() or not path.exists():
+    if args.overwrite or args.limit or args.skip or not args.output.exists() or not path.exists():
         return
     content, finished = common.read_keys(path, "content", "finished")
     differing = {key for key, value in meta["content"].items() if content.get(key) != value}
@@ -202,28 +236,21 @@ class Noise(LogitsProcessor):
 # Questions and answers
 
 
-def question_prompts(counts: dict[str, int]) -> list[tuple[str, int, str]]:
-    """List what is asked for: [(kind, number, prompt), ...], the aspects of each kind in turn.
+def count_questions(args, questions: dict[str, dict]) -> dict[str, int]:
+    """Give the number of questions of each kind: --spatial, --temporal, or as the prompts say."""
+    return {
+        kind: entry.get("number", vars(args).get(kind.replace("-", "_")))
+        for kind, entry in questions.items()
+    }
 
-    counts: number of questions of each kind, such as {"spatial": 3, "temporal": 3}
+
+def new_rows(name: str, asked: list[tuple]) -> list[dict]:
+    """Make the rows of one video, before anything is asked.
+
+    asked: what prompts.list_questions returns
     """
-    prompts = []
-    for kind, aspects in ASPECTS.items():
-        for number in range(counts[kind]):
-            aspect = aspects[number % len(aspects)]
-            prompts.append((kind, number, QUESTION_PROMPT.format(aspect=aspect)))
-    return prompts
-
-
-def count_questions(args) -> dict[str, int]:
-    """Give the number of questions of each kind, as --spatial and --temporal say."""
-    return {kind: getattr(args, kind.replace("-", "_")) for kind in ASPECTS}
-
-
-def new_rows(name: str, args) -> list[dict]:
-    """Make the rows of one video, before anything is asked."""
     rows = []
-    for kind, number, _ in question_prompts(count_questions(args)):
+    for kind, number, _ in asked:
         rows.append({"id": f"{name}/{kind}/{number}", "video": name, "kind": kind})
     return rows
 
@@ -243,13 +270,15 @@ def judge_question(text: str, whole: bool, earlier: set[str]) -> str | None:
     return None
 
 
-def write_questions(model, tokenizer, video, rows: list[dict], args):
-    """Add `question` to all rows of one video, decoded as one batch; and `dropped` to bad ones."""
-    # In the order of new_rows, which made the rows from the same list
-    prompts = [prompt for _, _, prompt in question_prompts(count_questions(args))]
+def write_questions(model, tokenizer, video, rows: list[dict], asked: list[tuple], args):
+    """Add `question` to all rows of one video, decoded as one batch; and `dropped` to bad ones.
+
+    asked: what prompts.list_questions returns, from which new_rows made the rows
+    """
+    texts = [prompt for _, _, prompt in asked]
     row_ids = [f"{row['id']}/question" for row in rows]
     noise = Noise(args.seed, row_ids, 1.0, QUESTION_TOP_P)
-    replies = vlm.decode(model, tokenizer, video, prompts, QUESTION_TOKENS, noise)
+    replies = vlm.decode(model, tokenizer, video, texts, QUESTION_TOKENS, noise)
     earlier = set()
     for row, (text, whole) in zip(rows, replies):
         row["question"] = text
@@ -259,14 +288,17 @@ def write_questions(model, tokenizer, video, rows: list[dict], args):
         earlier.add(text.lower())
 
 
-def write_answers(model, tokenizer, video, rows: list[dict], args):
-    """Add `initial` to rows of one video, decoded as one batch; and `dropped` if it was cut off."""
+def write_answers(model, tokenizer, video, rows: list[dict], prompt: str, args):
+    """Add `initial` to rows of one video, decoded as one batch; and `dropped` if it was cut off.
+
+    prompt: that asks a question, with its field {question}
+    """
     noise = None  # greedy
     if args.temperature:
         row_ids = [row["id"] for row in rows]
         noise = Noise(args.seed, row_ids, args.temperature, args.top_p)
-    prompts = [common.ANSWER_PROMPT.format(question=row["question"]) for row in rows]
-    replies = vlm.decode(model, tokenizer, video, prompts, args.max_new_tokens, noise)
+    texts = [prompts.fill(prompt, question=row["question"]) for row in rows]
+    replies = vlm.decode(model, tokenizer, video, texts, args.max_new_tokens, noise)
     for row, (text, whole) in zip(rows, replies):
         row["initial"] = text
         if not whole:
@@ -275,8 +307,10 @@ def write_answers(model, tokenizer, video, rows: list[dict], args):
 
 def answer_one(args):
     """Print the answer to --ask, and which of its words are not in the model's vocabulary."""
-    vlm.check_model(args.model, [("--ask", args.ask)])
-    root, names = sample_videos(args.input[:1], 1, args.seed)
+    wording = prompts.choose(args, [])
+    vlm.check_model(args.model, [("--ask", args.ask), *prompts.list_texts(wording, args.prompts)])
+    [file, *_] = order_pool(args.input[:1], args.pool_seed)
+    prompts.tell_if_unknown(wording, args.model, ("answer",))
     model, tokenizer = vlm.load(args)
     words = args.ask.replace("?", " ").replace(",", " ").split()
     unknown = []
@@ -287,11 +321,11 @@ def answer_one(args):
 
     # One row, in which watch_each says if the video cannot be read
     [(rows, video)] = vlm.watch_each(
-        model, tokenizer, [(names[0], [{"video": names[0]}])], root, args
+        model, tokenizer, [(file.name, [{"video": file.name}])], file.parent, args
     )
     if video is None:
         raise common.InputError(rows[0]["error"])
-    prompt = common.ANSWER_PROMPT.format(question=args.ask)
+    prompt = prompts.fill(wording.answer, question=args.ask)
     [(text, _)] = vlm.decode(model, tokenizer, video, [prompt], args.max_new_tokens)
     print(text)
 
@@ -301,7 +335,7 @@ def answer_one(args):
 
 
 def parse_args():
-    """Parse the command line; --output is needed, or --ask."""
+    """Parse the command line; --output is needed, or --ask, or --prompts list alone."""
     parser = common.make_parser(
         __doc__,
         "responses.jsonl",
@@ -309,9 +343,25 @@ def parse_args():
         several_inputs=True,
         videos=False,
         retry=True,
-        required=("model", "input"),
+        required=(),
     )
-    parser.add_argument_group("which videos").add_argument(
+    which = parser.add_argument_group("which videos")
+    which.add_argument(
+        "--skip",
+        type=common.at_least(0),
+        default=0,
+        metavar="N",
+        help="pass over the first N videos of the pool's order, of which --limit takes the next: "
+        "--skip 1000 --limit 1000 has none of --limit 1000",
+    )
+    which.add_argument(
+        "--pool-seed",
+        type=common.seed_number,
+        default=0,
+        metavar="SEED",
+        help="of the pool's order: the same for all draws that are not to overlap",
+    )
+    which.add_argument(
         "--without",
         nargs="+",
         action="extend",
@@ -319,7 +369,7 @@ def parse_args():
         help="leave out the videos of these earlier outputs of generate.py",
     )
     asking = parser.add_argument_group("questions and answers")
-    for kind in ASPECTS:
+    for kind in prompts.DEFAULT.questions:
         asking.add_argument(
             f"--{kind}",
             type=common.at_least(0, 1000),
@@ -357,12 +407,15 @@ def parse_args():
         "--seed",
         type=common.seed_number,
         default=0,
-        help="of questions, answers, and the draw of --limit",
+        help="of questions and answers",
     )
+    prompts.add_option(parser)
     common.add_shard(parser)
     args = parser.parse_args()
-    if not args.ask and not args.output:
-        parser.error("--output is needed, or --ask")
+    if args.prompts == "list":
+        return args
+    if not (args.model and args.input and (args.output or args.ask)):
+        parser.error("--model, --input and --output are needed, or --ask in place of --output")
     if 0 < args.temperature < 0.001:  # logits that are divided by less lose their differences
         parser.error("argument --temperature: it must be 0, which is greedy, or 0.001 or more")
     return args
@@ -371,35 +424,38 @@ def parse_args():
 def main():
     """Write questions about every video, and answers to them."""
     args = parse_args()
+    if args.prompts == "list":
+        print(prompts.show(prompts.DEFAULT))
+        return
     if args.ask:
         answer_one(args)
         return
 
-    counts = count_questions(args)
-    if not any(counts.values()):
-        options = " and ".join(f"--{kind} 0" for kind in counts)
-        raise common.InputError(f"{options}: then there is nothing to ask about a video")
-    root, names = sample_videos(
-        args.input, args.limit, args.seed, list_videos_of(args.without or [])
-    )
-    groups = [(name, new_rows(name, args)) for name in common.take_shard(names, args.shard)]
-    vlm.check_model(args.model)
-    prompts = [QUESTION_PROMPT, ASPECTS, common.ANSWER_PROMPT]
-    meta = common.make_meta(args, prompts, root, groups)
-    meta["videos"] = names
+    wording = prompts.choose(args, [])
+    asked = prompts.list_questions(wording.questions, count_questions(args, wording.questions))
+    if not asked:
+        raise common.InputError(
+            "--spatial 0 and --temporal 0: then there is nothing to ask about a video"
+        )
+    draw = keep_draw(args, draw_videos(args))
+    groups = [(name, new_rows(name, asked)) for name in common.take_shard(draw.names, args.shard)]
+    vlm.check_model(args.model, prompts.list_texts(wording, args.prompts))
+    meta = common.make_meta(args, [asked, wording.answer], wording._asdict(), draw.root, groups)
+    meta |= {"videos": draw.names, "pool": draw.pool}
     refuse_new_videos(args, meta)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = common.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 
+    prompts.tell_if_unknown(wording, args.model, ("questions", "answer"))
     model, tokenizer = vlm.load(args)
-    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
+    for rows, video in vlm.watch_each(model, tokenizer, out.left, draw.root, args):
         if video:
-            write_questions(model, tokenizer, video, rows, args)
-            asked = [row for row in rows if "dropped" not in row]
-            if asked:
-                write_answers(model, tokenizer, video, asked, args)
+            write_questions(model, tokenizer, video, rows, asked, args)
+            kept = [row for row in rows if "dropped" not in row]
+            if kept:
+                write_answers(model, tokenizer, video, kept, wording.answer, args)
         out.write(rows)
     out.finish("answers")
 

@@ -5,7 +5,10 @@ r"""Stage 3: the model revises its answers; what changed makes preference pairs.
         --output runs/mine/round1/pairs.jsonl
 
 A pair is made only where the critic found an error and the revision differs
-from the answer (a departure from the VideoSAVi paper: see the README).
+from the answer. With --gate none every answer is revised, whatever the critic
+said, and every revision that differs makes a pair (which of the two the paper
+does is not known: see the README). What the model is asked is in
+prompts/default.py, or in a file of yours (--prompts).
 
 reads    id, video, question, initial, critique, error_types
 writes   + revised, chosen, rejected (or dropped: unreadable_critique,
@@ -13,22 +16,16 @@ writes   + revised, chosen, rejected (or dropped: unreadable_critique,
 """
 
 import common
+import prompts
 import vlm
 
 REQUIRED = ("id", "video", "question", "initial", "critique", "error_types")
 
-REFINE_PROMPT = (
-    "Somebody was asked about this video.\n"
-    "Question: {question}\n"
-    "Their answer: {initial}\n"
-    "A review of the answer: {critique}\n"
-    "Answer the question again: mend what the review found wrong, keep what is right, and go by "
-    "what the video shows. Reply with the new answer alone, in one short sentence."
-)
+GATES = ("critic", "none")
 
 
 def judge_critique(row: dict) -> str | None:
-    """Say why an answer is not revised; None if it is, as the critic found an error in it."""
+    """Say why --gate critic does not revise an answer; None if the critic found an error in it."""
     if row["error_types"] is None:
         return "unreadable_critique"
     if not row["error_types"]:
@@ -63,15 +60,21 @@ def words(text: str) -> list[str]:
     return text.lower().replace(".", " ").split()
 
 
-def write_revisions(model, tokenizer, video, rows: list[dict], args):
-    """Add `revised` to the rows of one video, decoded as one batch; to pairs also their sides."""
-    prompts = []
+def write_revisions(model, tokenizer, video, rows: list[dict], wording, args):
+    """Add `revised` to the rows of one video, decoded as one batch; to pairs also their sides.
+
+    wording: prompts.Prompts
+    """
+    asked = []
     for row in rows:
-        prompt = REFINE_PROMPT.format(
-            question=row["question"], initial=row["initial"], critique=row["critique"]
+        prompt = prompts.fill(
+            wording.revision,
+            question=row["question"],
+            initial=row["initial"],
+            critique=row["critique"],
         )
-        prompts.append(prompt)
-    replies = vlm.decode(model, tokenizer, video, prompts, args.max_new_tokens)
+        asked.append(prompt)
+    replies = vlm.decode(model, tokenizer, video, asked, args.max_new_tokens)
     for row, (text, whole) in zip(rows, replies):
         row["revised"] = text
         reason = judge_revision(row, whole)
@@ -85,6 +88,12 @@ def write_revisions(model, tokenizer, video, rows: list[dict], args):
 def parse_args():
     """Parse the command line."""
     parser = common.make_parser(__doc__, "pairs.jsonl", "critiques.jsonl", retry=True)
+    parser.add_argument_group("what makes a pair").add_argument(
+        "--gate",
+        choices=GATES,
+        default="critic",
+        help="critic: revise only where the critique names an error; none: revise every answer",
+    )
     decoding = parser.add_argument_group("decoding, which is greedy")
     decoding.add_argument(
         "--max-new-tokens",
@@ -93,32 +102,37 @@ def parse_args():
         metavar="N",
         help="of a revision; a longer one is cut off, and its row dropped as truncated",
     )
+    prompts.add_option(parser)
     common.add_shard(parser)
     return parser.parse_args()
 
 
 def main():
-    """Write a revision of every answer that the critic found an error in."""
+    """Write a revision of every answer that passes the gate."""
     args = parse_args()
-    root, groups = common.read_input(args, REQUIRED)
+    wording = prompts.choose(args, [args.input], settled=("answer", "error_types"))
+    root, groups = common.read_input(args.input, args.videos, REQUIRED, wording.error_types)
     common.check_rows_are_left(args.input, groups)
     groups = common.take_shard(groups[: args.limit], args.shard)
     texts = vlm.list_texts(args.input, groups, ("question", "initial", "critique"))
-    vlm.check_model(args.model, texts)
-    meta = common.make_meta(args, [REFINE_PROMPT], root, groups)
+    vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
+    meta = common.make_meta(args, [wording.revision], wording._asdict(), root, groups)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = common.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 
-    for _, rows in out.left:
-        drop_without_error(rows)
+    if args.gate == "critic":
+        prompts.tell_if_unreadable(args.input, [row for _, rows in groups for row in rows])
+        for _, rows in out.left:
+            drop_without_error(rows)
 
+    prompts.tell_if_unknown(wording, args.model, ("revision",))
     model, tokenizer = vlm.load(args)
     for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
         if video:
             wrong = [row for row in rows if "dropped" not in row]
-            write_revisions(model, tokenizer, video, wrong, args)
+            write_revisions(model, tokenizer, video, wrong, wording, args)
         out.write(rows)
     out.finish("pairs")
 

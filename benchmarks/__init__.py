@@ -44,10 +44,13 @@ For example, of questions.json with video, question, options and answer (an inde
     BENCHMARK = benchmarks.Benchmark(load, render, parse, max_new_tokens=16)
 
 If answers are free text, an item has one option, the true answer, and `parse` returns 0 if the
-reply agrees with it, else None. If the score is not the share of correct replies, write a function
-from rows to a float, and name it: Benchmark(..., score=f1, score_is="token F1, mean over
-questions"). The interval is bootstrapped from the same function, which is called a thousand times
-for it. tests/patches/benchmark.patch adds such a benchmark, whole.
+reply agrees with it, else None. Where questions are to be asked as generate.py asks them, `render`
+is None: then the prompt is the one that the model was trained with, or that of --prompts.
+
+If the score is not the share of correct replies, write a function from rows to a float, and name
+it: Benchmark(..., score=f1, score_is="token F1, mean over questions"). The interval is bootstrapped
+from the same function, which is called a thousand times for it. tests/patches/benchmark.patch adds
+such a benchmark, whole.
 """
 
 from collections.abc import Callable, Iterable
@@ -92,7 +95,7 @@ class Benchmark(NamedTuple):
     """How a benchmark is read, asked and scored."""
 
     load: Callable[[Path], Iterable[dict]]  # directory -> items, whether or not videos are there
-    render: Callable[[dict], str]  # item -> prompt
+    render: Callable[[dict], str] | None  # item -> prompt; None: it is asked as stage 1 asks
     parse: Callable[[dict, str], int | None]  # item, reply -> index of an option, or None
     max_new_tokens: int  # of a reply
     score: Callable[[list[dict]], float] = accuracy  # rows that are not dropped -> the score

@@ -39,6 +39,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
 import media
+import prompts
 import vlm
 from shapes import gap, texts, world
 from shapes.texts import CELLS, N_FRAMES
@@ -113,7 +114,7 @@ def make_tokenizer(taught: list[str]):
             tokenizers.pre_tokenizers.Split(tokenizers.Regex("[.,?]"), "isolated"),
         ]
     )
-    words = {"user", "assistant", *common.ERROR_TYPES}
+    words = {"user", "assistant", *prompts.ERROR_TYPES}
     for number in range(N_FRAMES):
         words.add(f"frame{number + 1}:")
     for text in taught:
@@ -141,10 +142,10 @@ def make_tokenizer(taught: list[str]):
     return tokenizer
 
 
-def fixed_pieces(prompts: list[str]) -> list[str]:
+def fixed_pieces(taught: list[str]) -> list[str]:
     """List the pieces of prompts, two words or more, between the places that are filled in."""
     pieces = []
-    for prompt in prompts:
+    for prompt in taught:
         for piece, *_ in string.Formatter().parse(prompt):
             if len(piece.split()) > 1:
                 pieces.append(piece.strip())
@@ -488,6 +489,7 @@ def main():
     facts["prompts"] = common.fingerprint(*texts.stage_prompts())
     facts["PRIOR"] = gap.PRIOR
     facts["SLIP"] = gap.SLIP
+    common.write_json(args.output / prompts.OWN, prompts.DEFAULT._asdict())
     common.write_json(args.output / "training.json", facts)
 
 

@@ -11,16 +11,12 @@ A shape's place is given in cells, CELLS along a side of the world: "x3 y12". `r
 generator: the order in which numbers are drawn from it decides what the model is taught.
 """
 
-import itertools
 from collections import Counter
 
 import numpy as np
 
-import common
-import critique
-import generate
 import media
-import refine
+import prompts
 from shapes import gap, world
 
 PHASES = ("tracks", "looks", "stages")
@@ -48,15 +44,26 @@ def curriculum(shapes: list[world.Shape], rng, seen: Counter, phase: str) -> lis
 
 def stage_prompts() -> list[str]:
     """List every prompt that the model is taught, as the stages have it."""
-    counts = {kind: len(aspects) for kind, aspects in generate.ASPECTS.items()}
-    questions = generate.question_prompts(counts)
     return [
-        *[prompt for _, _, prompt in questions],
-        common.ANSWER_PROMPT,
-        critique.CRITIQUE_PROMPT,
-        refine.REFINE_PROMPT,
+        *ask_about_aspects(),
+        prompts.DEFAULT.answer,
+        critique_prompt(),
+        prompts.DEFAULT.revision,
         LOOK_PROMPT,
     ]
+
+
+def ask_about_aspects() -> list[str]:
+    """List the prompts that ask for a question, one for each aspect of each kind."""
+    questions = prompts.DEFAULT.questions
+    counts = {kind: len(entry["aspects"]) for kind, entry in questions.items()}
+    return [prompt for _, _, prompt in prompts.list_questions(questions, counts)]
+
+
+def critique_prompt() -> str:
+    """Give the prompt of a critique, in which the error types are spelled out."""
+    listed = prompts.describe_error_types(prompts.ERROR_TYPES)
+    return prompts.fill(prompts.DEFAULT.critique, error_types=listed)
 
 
 def shown_frames() -> list[int]:
@@ -232,22 +239,20 @@ def draw_items(items: dict[str, list], n: int, rng, seen: Counter) -> list[dict]
 
 def task_of_asking(item: dict) -> Task:
     """Make a task of generate.py: to write a question about an aspect."""
-    aspects = itertools.chain.from_iterable(generate.ASPECTS.values())
-    aspect_of = dict(zip(world.TYPES, aspects))  # the world's types are in the same order
-    prompt = generate.QUESTION_PROMPT.format(aspect=aspect_of[item["type"]])
-    return prompt, item["question"]
+    prompt_of = dict(zip(world.TYPES, ask_about_aspects()))  # types are in the order of aspects
+    return prompt_of[item["type"]], item["question"]
 
 
 def task_of_answering(item: dict, shapes: list[world.Shape], rng) -> Task:
     """Make a task of generate.py: to answer, with the planted errors."""
-    prompt = common.ANSWER_PROMPT.format(question=item["question"])
+    prompt = prompts.fill(prompts.DEFAULT.answer, question=item["question"])
     return prompt, gap.first_answer(item, shapes, rng)
 
 
 def task_of_judging(item: dict, shapes: list[world.Shape], rng) -> Task:
     """Make a task of critique.py: to judge an answer by the truth."""
     answer, errors = gap.answer_to_judge(item, shapes, rng)
-    prompt = critique.CRITIQUE_PROMPT.format(question=item["question"], initial=answer)
+    prompt = prompts.fill(critique_prompt(), question=item["question"], initial=answer)
     return prompt, write_critique(item["answer"], errors)
 
 
@@ -258,7 +263,8 @@ def task_of_refining(item: dict, shapes: list[world.Shape], rng) -> Task:
     if rng.random() < 0.15:  # a critic may err: then the video decides
         evidence, _ = gap.wrong_answers(item, shapes)[0]
         errors = [item["error_type"]]
-    prompt = refine.REFINE_PROMPT.format(
+    prompt = prompts.fill(
+        prompts.DEFAULT.revision,
         question=item["question"],
         initial=answer,
         critique=write_critique(evidence, errors),

@@ -1009,7 +1009,7 @@ def test_a_benchmark_of_ones_own_is_one_file_score_and_interval_included(tmp_pat
     # The repository, with benchmarks/mine.py: answers in free text, scored by token F1
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path)
-    for folder in ("media", "vlm", "benchmarks", "shapes"):
+    for folder in ("media", "prompts", "vlm", "benchmarks", "shapes"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     patch = ROOT / "tests" / "patches" / "benchmark.patch"
     subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)

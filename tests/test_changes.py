@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import prompts
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ PATCHES = Path(__file__).parent / "patches"
 def copy_repository(tmp_path):
     """Copy the stages, what they import, and the tiny model -> the copy's directory."""
     directory = tmp_path / "repository"
-    for room in (".", "media", "vlm", "benchmarks", "shapes"):
+    for room in (".", "media", "prompts", "vlm", "benchmarks", "shapes"):
         (directory / room).mkdir(exist_ok=True)
         for file in (ROOT / room).glob("*.py"):
             shutil.copy(file, directory / room)
@@ -54,7 +55,7 @@ def mean_logps(model, tokenizer, directory):
     means = []
     for name, question, *answers in test_dpo.PAIRS:
         video = vlm.Video(model, tokenizer, media.sample_frames(directory / name, model.config.num_frames).frames)
-        prompt = common.ANSWER_PROMPT.format(question=question)
+        prompt = prompts.fill(prompts.DEFAULT.answer, question=question)
         for answer in answers:
             branch = vlm.encode_branch(tokenizer, prompt, answer)
             means.append(test_prefix.logp_alone(model, video, branch) / len(branch.answer))
@@ -93,7 +94,7 @@ def test_simpo_is_one_branch_of_dpo_loss(tmp_path, model, tokenizer):
 # Runs the two stages on a directory of videos, and shows what the patched modules make of a new verdict
 ASK_AND_CRITICISE = """
 import json, sys
-import common, critique, generate
+import common, critique, generate, prompts
 from shapes import texts
 
 def run(stage, *words):
@@ -106,11 +107,11 @@ run(generate, "--input", videos, "--output", "responses.jsonl", *counts)
 run(critique, "--input", "responses.jsonl", "--output", "critiques.jsonl")
 
 rows = common.read_jsonl("critiques.jsonl")
-errors = critique.parse_error_types("There are two shapes. Errors: miscounting, causal_reasoning")
+errors = prompts.parse_error_types("There are two shapes. Errors: miscounting, causal_reasoning")
 common.write_jsonl("edited.jsonl", [row | {"error_types": errors} for row in rows])
-edited = common.read_jsonl("edited.jsonl", ("error_types",))
+edited = common.read_jsonl("edited.jsonl", ("error_types",), error_types=prompts.ERROR_TYPES)
 taught = texts.stage_prompts()
-seen = {"taught": taught, "rows": rows, "prompt": critique.CRITIQUE_PROMPT, "errors": errors, "edited": edited}
+seen = {"taught": taught, "rows": rows, "prompt": texts.critique_prompt(), "errors": errors, "edited": edited}
 common.write_json("seen.json", seen)
 """
 
@@ -137,4 +138,4 @@ def test_kinds_of_questions_and_types_of_errors_have_one_home_each(tmp_path):
     assert [row["error_types"] for row in seen["edited"]] == [seen["errors"]] * 6
     # Without the patch such a row is refused
     with pytest.raises(common.InputError, match="line 1: unknown error type 'miscounting'"):
-        common.read_jsonl(copy / "edited.jsonl")
+        common.read_jsonl(copy / "edited.jsonl", error_types=prompts.ERROR_TYPES)

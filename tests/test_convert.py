@@ -684,8 +684,8 @@ def test_decoding_gives_the_likeliest_tokens_as_without_a_cache(roomy, letters, 
 def test_one_step_of_dpo_lowers_the_loss_from_ln_2(roomy, letters, frames):
     video = vlm.Video(roomy, letters, frames[:2])
     pairs = [
-        {"question": "why?", "chosen": "it was hit.", "rejected": "it moves by itself."},
-        {"question": "where?", "chosen": "left.", "rejected": "right."},
+        {"prompt": "why?", "chosen": "it was hit.", "rejected": "it moves by itself."},
+        {"prompt": "where?", "chosen": "left.", "rejected": "right."},
     ]
     optimizer = torch.optim.AdamW(dpo.freeze_all_but_language(roomy), 1e-3)
 

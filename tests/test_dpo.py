@@ -6,6 +6,7 @@ import math
 import pathlib
 import resource
 
+import prompts
 import pytest
 import torch
 import transformers
@@ -414,7 +415,7 @@ def test_each_segment_has_its_own_reference_and_all_are_trained_on(train, pairs_
     for row in common.read_jsonl(pairs_with_segments)[:4]:
         frames, _ = media.sample_frames(pairs_with_segments.parent / row["video"], 8, row["start"], row["end"])
         video = vlm.Video(model, tokenizer, frames)
-        prompt = common.ANSWER_PROMPT.format(question=row["question"])
+        prompt = prompts.fill(prompts.DEFAULT.answer, question=row["question"])
         with torch.no_grad():
             [logp], _ = vlm.branch_logps(model, video, [vlm.encode_branch(tokenizer, prompt, row["chosen"])])
         sums.append(logp.item())
@@ -499,7 +500,7 @@ def test_pairs_of_another_model_are_said_to_be_off_policy(train, pairs, capsys):
         meta |= {"arguments": {"model": "another"}, "content": {"model": made_by}}
         common.write_json(common.meta_path(pairs), meta)
         train(f"model {said}")
-        assert ("off-policy: the pairs were made by another model, another" in capsys.readouterr().out) == said
+        assert ("pairs.jsonl was made by another model, another" in capsys.readouterr().out) == said
 
 
 def test_without_clipping_the_gradient_is_as_it_is(train):

@@ -1,5 +1,6 @@
 """Scores by hand, on the benchmark of the tiny world."""
 
+import prompts
 import pytest
 
 import benchmarks
@@ -131,10 +132,10 @@ def test_a_benchmark_without_its_file_or_key_is_refused_by_name(tmp_path):
 
 
 def test_an_error_type_that_has_another_name_elsewhere_is_still_counted(monkeypatch):
-    # Who renames a type in common.ERROR_TYPES alone leaves the tiny world with the old name
-    renamed = {"wrong_fact": "something that the video contradicts", **common.ERROR_TYPES}
+    # Who renames a type in prompts/default.py alone leaves the tiny world with the old name
+    renamed = {"wrong_fact": "something that the video contradicts", **prompts.ERROR_TYPES}
     del renamed["factual_inaccuracy"]
-    monkeypatch.setattr(common, "ERROR_TYPES", renamed)  # the table itself would come back in another order
+    monkeypatch.setattr(prompts, "ERROR_TYPES", renamed)  # the table itself would come back in another order
     errors = evaluate.score([row("a", True), row("b", False)])["errors"]
     assert errors["factual_inaccuracy"] == 1
     assert errors["wrong_fact"] == 0

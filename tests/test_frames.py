@@ -99,15 +99,12 @@ def test_videos_are_drawn_evenly_over_the_inputs(tmp_path):
             (tmp_path / name / f"{number:02}.mp4").touch()
     inputs = [tmp_path / "many", tmp_path / "few"]
 
-    root, names = generate.sample_videos(inputs, 8, seed=0)
-    assert root == tmp_path
-    assert len(names) == len(set(names)) == 8
-    from_few = [name for name in names if name.startswith("few/")]
-    assert len(from_few) == 2  # all that it has; the rest comes from the larger input
+    order = generate.order_pool(inputs, seed=0)
+    assert len(order) == len(set(order)) == 22
+    folders = [file.parent.name for file in order]
+    assert folders[:4] == ["many", "few", "many", "few"]  # in turn, until the smaller one has no more
+    assert set(folders[4:]) == {"many"}
 
-    _, drawn_otherwise = generate.sample_videos(inputs, 8, seed=1)
-    assert drawn_otherwise != names
-    _, all_videos = generate.sample_videos(inputs, None, seed=0)
-    assert len(all_videos) == 22
+    assert generate.order_pool(inputs, seed=1) != order
     with pytest.raises(common.InputError, match="no such file"):
-        generate.sample_videos([tmp_path / "missing"], None, 0)
+        generate.order_pool([tmp_path / "missing"], 0)

@@ -262,7 +262,7 @@ def test_other_weights_of_the_base_are_another_model(model, tmp_path):
     args = types.SimpleNamespace(model=str(adapter), input=[], output=tmp_path / "out")
 
     def fingerprint_of_model():
-        return common.make_meta(args, [], tmp_path, [])["content"]["model"]
+        return common.make_meta(args, [], {}, tmp_path, [])["content"]["model"]
 
     before = fingerprint_of_model()
     file = base / "model.safetensors"

@@ -4,6 +4,7 @@ import argparse
 import copy
 from pathlib import Path
 
+import prompts
 import pytest
 import torch
 import transformers
@@ -86,7 +87,7 @@ def test_four_devices_share_what_one_has():
 def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, frames, tune, rank):
     """The tiny model's own forward pass over [video | branches]: all that autograd keeps of it, but for the weights."""
     video = vlm.Video(model, tokenizer, frames)
-    prompt = common.ANSWER_PROMPT.format(question="how many shapes are there?")
+    prompt = prompts.fill(prompts.DEFAULT.answer, question="how many shapes are there?")
     branches = [vlm.encode_branch(tokenizer, prompt, "there are two shapes.")] * 6
     n_answers = sum(len(branch.answer) for branch in branches)
     n_tokens = video.ids.shape[1] + sum(len(branch.prompt) for branch in branches) + n_answers

@@ -2,11 +2,11 @@
 
 import sys
 
+import prompts
 import pytest
 
 import benchmarks
 import common
-import critique
 import dpo
 import vlm
 from conftest import MODEL
@@ -72,7 +72,7 @@ def test_named_chat_templates_are_carried_over_and_meta_files_are_not(tmp_path):
     ],
 )
 def test_more_verdicts(verdict, expected):
-    assert critique.parse_error_types(f"It moves. Errors: {verdict}") == expected
+    assert prompts.parse_error_types(f"It moves. Errors: {verdict}") == expected
 
 
 @pytest.mark.parametrize("line", ['"video": "a\\u0000.mp4"', f'"video": "a", "start": 1{"0" * 400}'])

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import prompts
 import pytest
 
 import common
-import critique
 import dpo
 import evaluate
 from tools import fuzz, odd, odd_models, odd_rows, odd_runs
@@ -81,7 +81,7 @@ MENDS = {
     "no_seconds": (common, "find_wrong_value", nothing),
     "control_tokens_in_a_text": (families, "encode_text", encode_plainly),
     "unusable_template": (families, "check_chat_template", nothing),
-    "verdict": (critique, "NEGATION", "(?!)"),  # which matches nowhere
+    "verdict": (prompts.verdict, "NEGATION", "(?!)"),  # which matches nowhere
     "any_number": (common, "number_between", any_float),
     "cut_anywhere": (common.Output, "check_rows_belong", lambda *_: True),
     "read_later": (common.Output, "put_in_order", nothing),

@@ -11,6 +11,7 @@ import copy
 import re
 import types
 
+import prompts
 import pytest
 import safetensors
 import torch
@@ -18,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-import common
 import dpo
 import vlm
 from conftest import MODEL
@@ -208,11 +208,11 @@ def test_split_equals_unsplit_with_lora(model, video, branches):
 
 
 def test_answers_of_a_split_model_are_the_same(model, tokenizer, video):
-    prompts = [common.ANSWER_PROMPT.format(question=question) for question, _ in TEXTS]
-    unsplit = vlm.decode(model, tokenizer, video, prompts, 12)
+    texts = [prompts.fill(prompts.DEFAULT.answer, question=question) for question, _ in TEXTS]
+    unsplit = vlm.decode(model, tokenizer, video, texts, 12)
     with VirtualDevices():
         split_model, device = spread(model, 3)
-        assert vlm.decode(split_model, tokenizer, move_video(video, device), prompts, 12) == unsplit
+        assert vlm.decode(split_model, tokenizer, move_video(video, device), texts, 12) == unsplit
 
 
 def test_without_a_hook_it_raises(model, video, branches):
@@ -246,7 +246,7 @@ def trace(model, tokenizer, video, monkeypatch):
     batch = []
     reference = {}
     for name in "123":
-        batch.append((name, [{"video": name, "question": question, "chosen": chosen, "rejected": rejected}]))
+        batch.append((name, [{"video": name, "prompt": question, "chosen": chosen, "rejected": rejected}]))
         reference[name, None, None] = torch.tensor([[-7.0], [-8.0]]), torch.tensor([[5], [6]])
     watched = ((pairs, video) for _, pairs in batch)
 

@@ -2,18 +2,18 @@
 
 import copy
 
+import prompts
 import pytest
 import torch
 import transformers
 
-import common
 import generate
 import vlm
 from conftest import MODEL
 
 QUESTIONS = ["which way does the red square move?", "how many shapes are there?", "why does the blue triangle move?"]
 ANSWERS = ["it moves up.", "there are two shapes.", "because the red square hits it."]
-PROMPTS = [common.ANSWER_PROMPT.format(question=question) for question in QUESTIONS]
+PROMPTS = [prompts.fill(prompts.DEFAULT.answer, question=question) for question in QUESTIONS]
 
 
 @pytest.fixture

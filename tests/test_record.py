@@ -9,10 +9,10 @@ import resource
 import shutil
 
 import filelock
+import prompts
 import pytest
 
 import common
-import critique
 import generate
 import refine
 from conftest import MODEL
@@ -48,7 +48,8 @@ def test_a_bad_row_is_named_with_its_file_and_line(tmp_path, line, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a", "video": "v", "question": "q?"}\n' + line + b"\n")
     with pytest.raises(common.InputError, match=f"rows.jsonl, line 2(, column .*)?: .*{complaint}") as refusal:
-        common.read_jsonl(path, () if "half" in complaint else ("id", "video", "question"))
+        needed = () if "half" in complaint else ("id", "video", "question")
+        common.read_jsonl(path, needed, error_types=prompts.ERROR_TYPES)
     assert str(refusal.value).count("line") == 1
 
 
@@ -91,7 +92,7 @@ def test_an_unfinished_input_is_refused(tmp_path):
     common.write_json(common.meta_path(path), META | {"stage": "generate.py"})
     args = argparse.Namespace(input=path, videos=None)
     with pytest.raises(common.InputError, match="rows.jsonl is unfinished; .* generate.py"):
-        common.read_input(args, ("id",))
+        common.read_input(args.input, args.videos, ("id",))
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"7", b"{}", b'{"root": 1'])
@@ -293,10 +294,10 @@ def test_rows_and_the_videos_of_an_input_are_looked_for_before_work_begins(tmp_p
     path.write_text("")
     args = argparse.Namespace(input=path, videos=str(tmp_path / "rond1"))
     with pytest.raises(common.InputError, match="rows.jsonl has no rows"):
-        common.read_input(args, ("id", "video"))
+        common.read_input(args.input, args.videos, ("id", "video"))
     common.write_jsonl(path, [{"id": "a", "video": "a.mp4"}])
     with pytest.raises(common.InputError, match="rond1: no such directory; --videos DIR"):
-        common.read_input(args, ("id", "video"))
+        common.read_input(args.input, args.videos, ("id", "video"))
 
 
 def test_where_the_videos_are_is_an_absolute_path(tmp_path, monkeypatch):
@@ -304,12 +305,12 @@ def test_where_the_videos_are_is_an_absolute_path(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "rows.jsonl", *ROWS)
     (tmp_path / "videos").mkdir()
     monkeypatch.chdir(tmp_path)
-    root, _ = common.read_input(argparse.Namespace(input=path, videos="videos"), ("id",))
+    root, _ = common.read_input(path, "videos", ("id",))
     assert root == tmp_path / "videos"
 
     common.write_json(common.meta_path(path), {"root": "videos", "stage": "mine.py", "finished": True})
     with pytest.raises(common.InputError, match="its root videos is not an absolute path; say it with --videos DIR"):
-        common.read_input(argparse.Namespace(input=path, videos=None), ("id",))
+        common.read_input(path, None, ("id",))
 
 
 def test_an_input_whose_rows_were_all_dropped_is_refused(tmp_path):
@@ -474,7 +475,7 @@ def test_an_output_that_is_also_an_input_is_refused(tmp_path, option):
     options = {"model": "a", "input": "b", "output": tmp_path / "mine"}
     options[option] = str(tmp_path / "mine")
     with pytest.raises(common.InputError, match="is also an input; choose another"):
-        common.make_meta(argparse.Namespace(**options), [], tmp_path, [])
+        common.make_meta(argparse.Namespace(**options), [], {}, tmp_path, [])
 
 
 def test_a_model_is_what_is_loaded_not_what_lies_beside_it(tmp_path):
@@ -601,17 +602,16 @@ OBJECT, CAUSE, DETAIL = "object_hallucination", "causal_reasoning", "detail_omis
     ],
 )
 def test_the_verdict_is_read_from_the_critique(text, expected):
-    assert critique.parse_error_types(text) == expected
+    assert prompts.parse_error_types(text) == expected
 
 
-def test_a_type_whose_name_is_part_of_another_is_told_from_it(monkeypatch):
-    monkeypatch.setitem(common.ERROR_TYPES, "omission", "something is left out")
-    monkeypatch.setitem(common.ERROR_TYPES, "object", "another thing is meant")
-    assert critique.parse_error_types("Errors: detail_omission") == ["detail_omission"]
-    assert critique.parse_error_types("Errors: omission") == ["omission"]
-    assert critique.parse_error_types("Errors: omission, detail_omission") == ["detail_omission", "omission"]
-    assert critique.parse_error_types("Errors: object_hallucination") == ["object_hallucination"]
-    assert critique.parse_error_types("Errors: emission") is None
+def test_a_type_whose_name_is_part_of_another_is_told_from_it():
+    types = [*prompts.ERROR_TYPES, "omission", "object"]
+    assert prompts.parse_error_types("Errors: detail_omission", types) == ["detail_omission"]
+    assert prompts.parse_error_types("Errors: omission", types) == ["omission"]
+    assert prompts.parse_error_types("Errors: omission, detail_omission", types) == ["detail_omission", "omission"]
+    assert prompts.parse_error_types("Errors: object_hallucination", types) == ["object_hallucination"]
+    assert prompts.parse_error_types("Errors: emission", types) is None
 
 
 @pytest.mark.parametrize(

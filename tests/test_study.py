@@ -36,35 +36,6 @@ def test_the_study_trains_as_the_loop_does():
 # What a control changes
 
 
-def test_without_the_gate_every_answered_row_passes():
-    rows = [
-        ROWS[0] | {"error_types": []},
-        ROWS[1] | {"error_types": None},
-        ROWS[2] | {"error_types": ["causal_reasoning"]},
-        ROWS[3] | {"dropped": "truncated"},
-    ]
-    changed = study.find_error_everywhere(rows)
-    assert [row.get("error_types") for row in changed] == [
-        ["factual_inaccuracy"],
-        ["factual_inaccuracy"],
-        ["causal_reasoning"],
-        None,
-    ]
-
-
-def test_all_revisions_are_pairs_but_not_what_was_never_revised():
-    unchanged = ROWS[0] | {"revised": "answer 0.", "dropped": "unchanged"}
-    pair = ROWS[1] | {"revised": "better.", "chosen": "better.", "rejected": "answer 1."}
-    truncated = ROWS[2] | {"revised": "and so on and", "dropped": "truncated"}
-
-    first, second, third = study.take_all_revisions([unchanged, pair, truncated])
-    assert "dropped" not in first
-    assert first["chosen"] == "answer 0."
-    assert first["rejected"] == "answer 0."
-    assert second == pair
-    assert third == truncated
-
-
 def test_shuffled_preferences_point_both_ways_and_lose_no_row():
     rows = [row | {"chosen": "yes.", "rejected": "no."} for row in ROWS]
     rows.append(ROWS[0] | {"id": "x", "dropped": "unchanged"})

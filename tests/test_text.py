@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 
+import prompts
 import pytest
 import tokenizers
 import transformers
@@ -12,7 +13,6 @@ import transformers
 import common
 import critique
 import dpo
-import generate
 import refine
 import vlm
 from conftest import MODEL
@@ -31,10 +31,10 @@ ORDINARY = [
     "",
     " ",
     "\n",
-    *generate.ASPECTS["spatial"],
-    common.ANSWER_PROMPT.format(question="Why does it move?"),
-    critique.CRITIQUE_PROMPT.format(question="Why?", initial="It was hit."),
-    refine.REFINE_PROMPT.format(question="Why?", initial="It was hit.", critique="Errors: none"),
+    *prompts.DEFAULT.questions["spatial"]["aspects"],
+    prompts.fill(prompts.DEFAULT.answer, question="Why does it move?"),
+    prompts.fill(prompts.DEFAULT.critique, question="Why?", initial="It was hit.", error_types="wrong_cause (wrong)"),
+    prompts.fill(prompts.DEFAULT.revision, question="Why?", initial="It was hit.", critique="Errors: none"),
 ]
 
 
@@ -105,7 +105,7 @@ def test_added_words_stay_one_token(qwen, tokenizer):
     assert vlm.encode_branch(qwen, "zebra").prompt[0] == zebra
     assert zebra in vlm.encode_branch(qwen, "a <think> zebra").prompt  # also beside a mark that is written out
     [prompt] = plain_encode(tokenizer, "Answer from what the video shows, in one short sentence.")
-    assert prompt in vlm.encode_branch(tokenizer, common.ANSWER_PROMPT.format(question="why?")).prompt
+    assert prompt in vlm.encode_branch(tokenizer, prompts.fill(prompts.DEFAULT.answer, question="why?")).prompt
 
 
 # ------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_a_folder_of_frames_is_a_video(tmp_path):
     assert read_numbers(media.sample_frames(folder, 4).frames) == [2, 5, 8, 10]
     # Seconds 1 to 3 at 3 frames a second: begin = 3, stop = 9, part = 3; int(3 + 1.5 + 3 i)
     assert read_numbers(media.sample_frames(folder, 2, start=1.0, end=3.0).frames) == [4, 7]
-    assert generate.sample_videos([tmp_path], None, 0) == (tmp_path, ["frames"])
+    assert generate.order_pool([tmp_path], 0) == [tmp_path / "frames"]
 
     (folder / "8.png").write_text("not an image")
     with pytest.raises(OSError, match="frames/8.png cannot be read: it is damaged"):
@@ -212,13 +212,13 @@ def test_links_are_followed_and_a_loop_of_links_ends(tmp_path):
     write_numbered(tmp_path / "elsewhere" / "a.mp4", 1)
     (tmp_path / "in" / "data").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "in")
-    assert generate.sample_videos([tmp_path / "in"], None, 0) == (tmp_path / "in" / "data", ["a.mp4"])
+    assert generate.order_pool([tmp_path / "in"], 0) == [tmp_path / "in" / "data" / "a.mp4"]
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.mp4")).touch()
     with pytest.raises(common.InputError, match="rename the file"):
-        generate.sample_videos([tmp_path], None, 0)
+        generate.order_pool([tmp_path], 0)
 
 
 # ------------------------------------------------------------------------------

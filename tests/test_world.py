@@ -6,6 +6,7 @@ from collections import Counter
 
 import cv2
 import numpy as np
+import prompts
 import pytest
 
 import common
@@ -187,7 +188,7 @@ def test_wrong_answers_are_wrong_and_have_known_error_types(questions):
         for answer, errors in wrong:
             assert answer != item["answer"]
             assert errors
-            assert set(errors) <= set(common.ERROR_TYPES)
+            assert set(errors) <= set(prompts.ERROR_TYPES)
 
 
 def test_the_prior_needs_no_video(questions):

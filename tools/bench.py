@@ -47,6 +47,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import common
 import critique
 import dpo
+import prompts
 import vlm
 from shapes import world
 
@@ -154,9 +155,11 @@ def make_pairs(n: int = QUESTIONS) -> list[dict]:
 
     pairs = []
     for number in range(n):
+        question = say(QUESTION_WORDS)
         pair = {
             "id": str(number),
-            "question": say(QUESTION_WORDS),
+            "question": question,
+            "prompt": prompts.fill(prompts.DEFAULT.answer, question=question),
             "chosen": say(ANSWER_WORDS),
             "rejected": say(ANSWER_WORDS),
         }
@@ -166,12 +169,7 @@ def make_pairs(n: int = QUESTIONS) -> list[dict]:
 
 def make_prompts() -> list[str]:
     """Make the prompts that ask the pairs' questions."""
-    return [answer_prompt(pair) for pair in make_pairs()]
-
-
-def answer_prompt(pair: dict) -> str:
-    """Make the prompt that asks a pair's question."""
-    return common.ANSWER_PROMPT.format(question=pair["question"])
+    return [pair["prompt"] for pair in make_pairs()]
 
 
 def encode_pairs(tokenizer, pairs: list[dict]) -> list[vlm.Branch]:
@@ -179,7 +177,7 @@ def encode_pairs(tokenizer, pairs: list[dict]) -> list[vlm.Branch]:
     branches = []
     for side in ("chosen", "rejected"):
         for pair in pairs:
-            branches.append(vlm.encode_branch(tokenizer, answer_prompt(pair), pair[side]))
+            branches.append(vlm.encode_branch(tokenizer, pair["prompt"], pair[side]))
     return branches
 
 
@@ -396,7 +394,7 @@ def make_trl_row(n_frames: int) -> dict:
     content = []
     for n in range(n_frames):
         content += [text(f"Frame{n + 1}: "), {"type": "image"}, text("\n")]
-    content.append(text(answer_prompt(pair)))
+    content.append(text(pair["prompt"]))
     return {
         "prompt": [{"role": "user", "content": content}],
         "images": [Image.fromarray(frame) for frame in make_frames(n_frames)],

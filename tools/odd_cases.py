@@ -516,8 +516,8 @@ def check_listed(case: Listed) -> str | None:
     if dict(passed_over) != case.passed_over:
         return f"passes over {dict(passed_over)}, not {case.passed_over}"
     try:
-        root, drawn = generate.sample_videos([case.path], None, 0)
+        pool = generate.order_pool([case.path], seed=0)
     except common.InputError as error:
         return f"refused: {error}"
-    below = sorted((root / name).relative_to(case.path.resolve()).as_posix() for name in drawn)
+    below = sorted(video.relative_to(case.path.resolve()).as_posix() for video in pool)
     return None if below == names else f"draws {below}, not {names}"

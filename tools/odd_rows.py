@@ -1,7 +1,7 @@
 r"""Odd rows, verdicts and texts, each with what must come of it: cases of `tools.fuzz`.
 
-A verdict is composed from the grammar in critique.py, piece by piece, each with its meaning; it is
-never parsed here. A text is composed of words and control tokens.
+A verdict is composed from the grammar in prompts/verdict.py, piece by piece, each with its meaning;
+it is never parsed here. A text is composed of words and control tokens.
 """
 
 import functools
@@ -15,6 +15,7 @@ import transformers
 import common
 import critique
 import dpo
+import prompts
 import refine
 import vlm
 from tools.odd import Case, Gives, Refused
@@ -57,7 +58,8 @@ def write_with(directory: Path, rng, change) -> tuple[Path, str]:
 def refused_row(directory: Path, rng, change, *words: str) -> Case:
     """Say that rows must be refused for one of them, by its line."""
     path, where = write_with(directory, rng, change)
-    return Refused(functools.partial(common.read_jsonl, path, NEEDED), (f"{where}", *words))
+    read = functools.partial(common.read_jsonl, path, NEEDED, error_types=NAMES)
+    return Refused(read, (f"{where}", *words))
 
 
 def half_a_character(directory: Path, rng) -> Case:
@@ -178,7 +180,7 @@ def right_rows(directory: Path, rng) -> Case:
 # ------------------------------------------------------------------------------
 # Verdicts of critiques
 
-NAMES = list(common.ERROR_TYPES)
+NAMES = list(prompts.ERROR_TYPES)
 TAKE_AN_S = ("spatial_relationship", "object_hallucination", "detail_omission")
 NONES = ["none", "None.", "no errors.", "No error found", "N/A", "nothing", "no.", "none (no {})"]
 NONES += ["none. The {} is fine.", "NO ERRORS", "none, but {} was close"]
@@ -258,7 +260,7 @@ def verdict(directory: Path, rng) -> Case:
 
 def parse(critique_text: str) -> tuple:
     """Read a verdict -> (the critique, for the message; error types)."""
-    return critique_text, critique.parse_error_types(critique_text)
+    return critique_text, prompts.parse_error_types(critique_text)
 
 
 # ------------------------------------------------------------------------------

@@ -39,7 +39,10 @@ WHOLE_NUMBERS = {
     "temporal": ((generate,), 0, 1000),
     "max-new-tokens": ((generate, critique, refine), 1, WHOLE),
     "seed": ((generate, dpo, evaluate), 0, SEED),
+    "skip": ((generate,), 0, WHOLE),
+    "pool-seed": ((generate,), 0, SEED),
     "lora-rank": ((dpo,), 1, 4096),
+    "lora-alpha": ((dpo,), 1, WHOLE),
     "epochs": ((dpo,), 1, 10_000),
     "videos-per-step": ((dpo,), 1, WHOLE),
     "save-every": ((dpo,), 1, WHOLE),
@@ -66,6 +69,8 @@ def command(stage, *more: str) -> list[str]:
     words = ["--model", "m", "--input", "i", "--output", "o", *more]
     if stage is evaluate:
         words += ["--benchmark", "shapes"]
+    if stage is dpo:
+        words += ["--tune", "lora"]
     return [f"{stage.__name__}.py", *words]
 
 
@@ -253,7 +258,7 @@ def videos_that_arrive(directory: Path, rng) -> Case:
     path = directory / "first.jsonl"
     path.touch()
     common.write_json(common.meta_path(path), before)
-    args = argparse.Namespace(output=path, overwrite=False, limit=None)
+    args = argparse.Namespace(output=path, overwrite=False, limit=None, skip=0)
     act = functools.partial(generate.refuse_new_videos, args, now)
     n_new = len(names) - n_before
     if not n_new:
@@ -394,11 +399,10 @@ def relative_videos(directory: Path, rng) -> Case:
     common.write_jsonl(path, [{"id": "a", "video": "a.mp4"}])
     (directory / "videos").mkdir()
     name = choose(rng, ["videos", "./videos", "videos/../videos", "rond1", "videos/rond1"])
-    args = argparse.Namespace(input=path, videos=name)
 
     def read() -> str:
         os.chdir(directory)
-        root, _ = common.read_input(args, ("id", "video"))
+        root, _ = common.read_input(path, name, ("id", "video"))
         return str(root)
 
     if "rond1" in name:

@@ -65,6 +65,7 @@ import critique
 import dpo
 import evaluate
 import generate
+import prompts
 import refine
 import vlm
 from shapes import world
@@ -80,7 +81,7 @@ VARIANTS = (
     "frozen-critic",
     "fixed-reference",
 )
-UNGATED = ("sft-all", "no-gate")
+UNGATED = ("sft-all", "no-gate")  # with refine.py --gate none
 ONE_ROUND = ("sft-matched", "sft-unflagged", "sft-all-2e-4", "dpo-600", "sft-600")
 SEEDS = (1, 2, 3)
 ROUNDS = (1, 2, 3, 4)
@@ -144,13 +145,12 @@ def make_pairs(variant: str, seed: int, base: Path, model: Path, out: Path) -> P
 
     run_stage(generate, model, videos, responses, "--seed", seed)
     run_stage(critique, critic, responses, critiques)
-    if variant in UNGATED:
-        critiques = edit(critiques, out / "ungated.jsonl", find_error_everywhere)
-    run_stage(refine, model, critiques, pairs)
+    gate = "none" if variant in UNGATED else "critic"
+    run_stage(refine, model, critiques, pairs, "--gate", gate)
 
     def change(rows):
         if variant == "sft-all":
-            return take_all_revisions(rows)
+            return [dpo.take_revision(row) for row in rows]  # as --sft-on revised does
         if variant == "shuffled":
             return shuffle_preferences(rows, seed)
         if variant == "second-sample":
@@ -182,7 +182,7 @@ def fixed_reference(base: Path):
 
 
 def train(name: str, model: Path, pairs: Path, output: Path, lr: float, seed: int):
-    """Run dpo.py: cross-entropy on the chosen answers for a name that begins with sft, else DPO."""
+    """Run dpo.py: cross-entropy for a name that begins with sft, else DPO."""
     loss = ("--beta", BETA)
     if name.startswith("sft"):
         loss = ("--loss", "sft")
@@ -285,34 +285,6 @@ def edit(source: Path, target: Path, change: Callable) -> Path:
     return target
 
 
-def find_error_everywhere(rows: list[dict]) -> list[dict]:
-    """Change critiques so that the gate lets every row pass; the critique's text stays."""
-    changed = []
-    for row in rows:
-        if "dropped" in row:
-            changed.append(row)
-        else:
-            errors = row["error_types"] or ["factual_inaccuracy"]
-            changed.append(row | {"error_types": errors})
-    return changed
-
-
-def take_all_revisions(rows: list[dict]) -> list[dict]:
-    """Make pairs of the revisions that repeat the answer, too.
-
-    Only for cross-entropy, which reads nothing but the chosen answer.
-    """
-    changed = []
-    for row in rows:
-        if row.get("dropped") == "unchanged":
-            pair = row | {"chosen": row["revised"], "rejected": row["initial"]}
-            del pair["dropped"]
-            changed.append(pair)
-        else:
-            changed.append(row)
-    return changed
-
-
 def shuffle_preferences(rows: list[dict], seed: int) -> list[dict]:
     """Swap chosen and rejected in about half of the pairs, drawn by lot."""
     lot = random.Random(seed)
@@ -355,7 +327,7 @@ def pair_with_second_samples(firsts: list[dict], seed: int, directory, root: Pat
     groups = common.group_by_video(firsts)
     for group, video in vlm.watch_each(model, tokenizer, groups, root, args):
         seconds = [dict(row) for row in group]
-        generate.write_answers(model, tokenizer, video, seconds, args)
+        generate.write_answers(model, tokenizer, video, seconds, prompts.DEFAULT.answer, args)
         for first, second in zip(group, seconds):
             if "dropped" not in second and second["initial"] != first["initial"]:
                 pairs.append(first | {"chosen": second["initial"], "rejected": first["initial"]})
