@@ -376,22 +376,17 @@ def join_inputs(paths: list[str], inputs: list[tuple]) -> tuple[Path, list]:
 
 
 def check_inputs(paths: list[str]):
-    """Raise InputError if an input is named twice; print which do not say their prompts."""
+    """Raise InputError if an input is named twice."""
     places = {}
     for path in paths:
         place = Path(path).resolve()
         if place in places:
             raise common.InputError(f"--input {path} is there twice, as {places[place]} too")
         places[place] = path
-        if not prompts.recorded(path):
-            print(
-                f"{path}: no meta.json says with which prompt its questions were asked; they are "
-                "taken for asked with the model's own, or the default"
-            )
 
 
-def tell_if_off_policy(args, meta: dict):
-    """Print a line if the pairs were made by another model than the one that is trained on them."""
+def tell_where_from(args, meta: dict):
+    """Print a line if pairs were made by another model, and if it is not known by which prompt."""
     for input in args.input:
         path = common.meta_path(input)
         made = common.read_json(path) if path.exists() else {}
@@ -400,6 +395,11 @@ def tell_if_off_policy(args, meta: dict):
             print(
                 f"off-policy: {input} was made by another model, {made['arguments']['model']}, "
                 f"than the one that is trained on it, {args.model}"
+            )
+        if "answer" not in prompts.recorded(input):
+            print(
+                f"{input}: no meta.json says with which prompt its questions were asked; they are "
+                "taken for asked as the model was trained to be, else as by default"
             )
 
 
@@ -631,7 +631,7 @@ def begin(args, meta: dict):
     if lock:
         trained = "LoRA's factors" if args.tune == "lora" else "all weights of the language model"
         print(f"training {trained}, learning rate {args.lr:g}, loss {args.loss}")
-        tell_if_off_policy(args, meta)
+        tell_where_from(args, meta)
     return lock
 
 

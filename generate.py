@@ -438,9 +438,10 @@ def main():
             "--spatial 0 and --temporal 0: then there is nothing to ask about a video"
         )
     draw = keep_draw(args, draw_videos(args))
-    groups = [(name, new_rows(name, asked)) for name in common.take_shard(draw.names, args.shard)]
+    names = common.take_shard(draw.names, args.shard)
+    groups = [(name, new_rows(name, asked)) for name in names]
     vlm.check_model(args.model, prompts.list_texts(wording, args.prompts))
-    meta = common.make_meta(args, [asked, wording.answer], wording._asdict(), draw.root, groups)
+    meta = common.make_meta(args, [asked, wording.answer], wording._asdict(), draw.root, names)
     meta |= {"videos": draw.names, "pool": draw.pool}
     refuse_new_videos(args, meta)
     again = ("unreadable_video",) if args.retry_unreadable else ()

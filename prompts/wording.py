@@ -226,10 +226,11 @@ def list_texts(prompts: Prompts, file) -> list[tuple[str, str]]:
     """List the prompts of a file with where they are from, for vlm.check_model; [] without one."""
     if not file:
         return []
+    empty = dict.fromkeys(FIELDS, " ")
     listed = []
     for part in ("questions", "answer", "critique", "revision"):
         for name, text in spell_out(prompts, part).items():
-            listed.append((f"{file}, {name!r}", text))
+            listed.append((f"{file}, {name!r}", fill(text, **empty)))
     return listed
 
 

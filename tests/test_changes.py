@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import prompts
 import pytest
 import torch
 
 import common
 import media
+import prompts
 import test_dpo
 import test_prefix
 import vlm

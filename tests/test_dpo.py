@@ -6,7 +6,6 @@ import math
 import pathlib
 import resource
 
-import prompts
 import pytest
 import torch
 import transformers
@@ -14,6 +13,7 @@ import transformers
 import common
 import dpo
 import media
+import prompts
 import vlm
 from conftest import MODEL
 from shapes import world

@@ -1,11 +1,11 @@
 """Scores by hand, on the benchmark of the tiny world."""
 
-import prompts
 import pytest
 
 import benchmarks
 import common
 import evaluate
+import prompts
 from tools import report
 
 

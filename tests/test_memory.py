@@ -4,13 +4,13 @@ import argparse
 import copy
 from pathlib import Path
 
-import prompts
 import pytest
 import torch
 import transformers
 
 import common
 import dpo
+import prompts
 import vlm
 from conftest import MODEL
 from tools import memory

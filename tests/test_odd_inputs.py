@@ -2,12 +2,12 @@
 
 import sys
 
-import prompts
 import pytest
 
 import benchmarks
 import common
 import dpo
+import prompts
 import vlm
 from conftest import MODEL
 from vlm import families, files

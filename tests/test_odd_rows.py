@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import prompts
 import pytest
 
 import common
 import dpo
 import evaluate
+import prompts
 from tools import fuzz, odd, odd_models, odd_rows, odd_runs
 from vlm import families, files, limits, placement
 

@@ -11,7 +11,6 @@ import copy
 import re
 import types
 
-import prompts
 import pytest
 import safetensors
 import torch
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import dpo
+import prompts
 import vlm
 from conftest import MODEL
 from vlm import placement

@@ -2,12 +2,12 @@
 
 import copy
 
-import prompts
 import pytest
 import torch
 import transformers
 
 import generate
+import prompts
 import vlm
 from conftest import MODEL
 

@@ -9,11 +9,11 @@ import resource
 import shutil
 
 import filelock
-import prompts
 import pytest
 
 import common
 import generate
+import prompts
 import refine
 from conftest import MODEL
 

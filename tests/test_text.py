@@ -5,7 +5,6 @@ import logging
 import shutil
 import sys
 
-import prompts
 import pytest
 import tokenizers
 import transformers
@@ -13,6 +12,7 @@ import transformers
 import common
 import critique
 import dpo
+import prompts
 import refine
 import vlm
 from conftest import MODEL

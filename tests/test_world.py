@@ -6,10 +6,10 @@ from collections import Counter
 
 import cv2
 import numpy as np
-import prompts
 import pytest
 
 import common
+import prompts
 from conftest import MODEL
 from shapes import gap, texts, world
 
