@@ -12,7 +12,7 @@ prompts/default.py, or in a file of yours (--prompts).
 
 reads    id, video, question, initial, critique, error_types
 writes   + revised, chosen, rejected (or dropped: unreadable_critique,
-         no_error_found, unchanged, truncated, unreadable_video)
+         no_error_found, unchanged, empty_revision, truncated, unreadable_video)
 """
 
 import common
@@ -50,6 +50,8 @@ def judge_revision(row: dict, whole: bool) -> str | None:
     """
     if not whole:
         return "truncated"
+    if not words(row["revised"]):
+        return "empty_revision"
     if words(row["revised"]) == words(row["initial"]):
         return "unchanged"
     return None

@@ -660,3 +660,120 @@ def test_rows_without_a_pair_are_refused(train, pairs):
     common.write_jsonl(pairs, [{"id": "a", "video": "a.mp4", "dropped": "unchanged"}])
     with pytest.raises(common.InputError, match="no row is a pair"):
         train("model")
+
+
+# ------------------------------------------------------------------------------
+# Several inputs
+
+
+def write_round(directory, number):
+    """Write pairs.jsonl of a round with one pair about a video of its own, which is called a.mp4 -> its path."""
+    directory.mkdir()
+    world.render(world.make_scene(0, "dev", number), directory / "a.mp4")
+    row = {"id": "a.mp4/0", "video": "a.mp4", "question": "how many?", "chosen": "two.", "rejected": "three."}
+    path = directory / "pairs.jsonl"
+    common.write_jsonl(path, [row])
+    meta = {"root": str(directory), "stage": "refine.py", "finished": {"account": "by hand"}}
+    common.write_json(common.meta_path(path), meta | {"prompts": {"answer": prompts.DEFAULT.answer}})
+    return path
+
+
+# The options that decide which pairs are read
+READ = {"videos": None, "limit": None, "model": MODEL, "tune": "full", "lora_alpha": None, "loss": "sigmoid"}
+
+
+def train_on(inputs, output, monkeypatch, *more):
+    """Run dpo.py on several inputs -> the rows of metrics.jsonl."""
+    words = ["dpo.py", "--model", MODEL, "--input", *inputs, "--output", output, "--devices", "cpu", *more]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    dpo.main()
+    return read_metrics(output)
+
+
+def test_pairs_of_several_rounds_are_trained_together_each_with_its_own_videos(tmp_path, monkeypatch):
+    """Two rounds have the same ids, and videos of the same name: the mean of their log-probs is that of both.
+
+    Each round alone gives the log-prob of its own pair; a step over both has their mean.
+    """
+    one = write_round(tmp_path / "round1", 0)
+    two = write_round(tmp_path / "round2", 2)
+    logps = []
+    for number, path in enumerate((one, two)):
+        [step] = train_on([path], tmp_path / f"alone{number}", monkeypatch)
+        logps.append(step["logps/chosen"])
+    assert abs(logps[0] - logps[1]) > 0.01  # the videos differ
+
+    [step] = train_on([one, two], tmp_path / "both", monkeypatch)
+    assert step["logps/chosen"] == pytest.approx(sum(logps) / 2, abs=1e-4)
+    meta = common.read_json(tmp_path / "both.meta.json")
+    assert meta["root"] == str(tmp_path)
+    assert meta["arguments"]["input"] == [str(one), str(two)]
+
+
+def test_a_row_of_several_inputs_is_named_with_its_file(tmp_path):
+    one = write_round(tmp_path / "round1", 0)
+    two = write_round(tmp_path / "round2", 2)
+    args = argparse.Namespace(input=[str(one), str(two)], **READ)
+    root, groups = dpo.read_pairs(args, "{question}")
+    assert root == tmp_path
+    assert [name for name, _ in groups] == ["round1/a.mp4", "round2/a.mp4"]
+    assert dpo.list_ids(groups) == f"{one}: a.mp4/0, {two}: a.mp4/0"
+
+
+def test_one_video_of_two_inputs_is_read_once(tmp_path):
+    one = write_round(tmp_path / "round1", 0)
+    again = tmp_path / "round1" / "again.jsonl"
+    again.write_bytes(one.read_bytes())
+    common.write_json(common.meta_path(again), common.read_json(common.meta_path(one)))
+    args = argparse.Namespace(input=[str(one), str(again)], **READ)
+    _, [(name, pairs)] = dpo.read_pairs(args, "{question}")
+    assert (name, len(pairs)) == ("a.mp4", 2)
+
+
+def test_an_input_that_is_there_twice_and_inputs_of_other_prompts_are_refused(tmp_path, monkeypatch):
+    one = write_round(tmp_path / "round1", 0)
+    two = write_round(tmp_path / "round2", 2)
+    with pytest.raises(common.InputError, match=r"--input .*round2/../round1/pairs.jsonl is there twice"):
+        train_on([one, two.parent / ".." / "round1" / "pairs.jsonl"], tmp_path / "model", monkeypatch)
+
+    path = common.meta_path(two)
+    common.write_json(path, common.read_json(path) | {"prompts": {"answer": "{question} Look closely."}})
+    with pytest.raises(common.InputError, match=r"round2/pairs.jsonl was made with another `answer` than .*round1"):
+        train_on([one, two], tmp_path / "model", monkeypatch)
+    assert not (tmp_path / "model.meta.json").exists()
+
+
+# ------------------------------------------------------------------------------
+# What is learned, and how fast
+
+
+def test_sft_on_revised_learns_the_revisions_that_repeat_the_answer_too(pairs, train):
+    """Three answers: one revised, one repeated, one cut off. The cross-entropy is over the first two."""
+    rows = [
+        {"id": "a.mp4/0", "video": "a.mp4", "question": "why?", "initial": "x.", "revised": "it moves up."},
+        {"id": "a.mp4/1", "video": "a.mp4", "question": "how?", "initial": "it rests.", "revised": "it rests."},
+        {"id": "a.mp4/2", "video": "a.mp4", "question": "who?", "initial": "x.", "revised": "and so on and"},
+    ]
+    rows[0] |= {"chosen": "it moves up.", "rejected": "x."}
+    rows[1]["dropped"] = "unchanged"
+    rows[2]["dropped"] = "truncated"
+    common.write_jsonl(pairs, rows)
+
+    _, [revised] = train("revised", "--loss", "sft", "--sft-on", "revised")
+    _, [chosen] = train("chosen", "--loss", "sft")
+    del rows[1]["dropped"]
+    common.write_jsonl(pairs, [rows[1] | {"chosen": "it rests.", "rejected": "it rests."}])
+    _, [repeated] = train("repeated", "--loss", "sft")
+    n_chosen, n_repeated = chosen["lengths/chosen"], repeated["lengths/chosen"]
+    total = chosen["loss"] * n_chosen + repeated["loss"] * n_repeated
+    assert revised["loss"] == pytest.approx(total / (n_chosen + n_repeated), abs=1e-4)
+
+
+def test_the_rate_follows_what_is_tuned_and_is_said_first(train, capsys):
+    for tune, rate in (("full", 5e-7), ("lora", 5e-6)):
+        capsys.readouterr()
+        _, [step] = train(tune, "--tune", tune, "--warmup", "1")  # the whole rate in the only step
+        assert step["learning_rate"] == rate
+        assert f"learning rate {rate:g}" in capsys.readouterr().out.splitlines()[0]
+    _, [step] = train("own", "--tune", "lora", "--warmup", "1", "--lr", "1e-3")
+    assert step["learning_rate"] == 1e-3

@@ -636,6 +636,11 @@ def test_only_an_answer_with_an_error_is_revised():
     assert refine.judge_critique({"error_types": ["temporal_ordering"]}) is None
 
 
+def test_an_empty_revision_makes_no_pair():
+    # Or the model would learn to prefer silence
+    assert refine.judge_revision({"initial": "It moves left.", "revised": " ."}, whole=True) == "empty_revision"
+
+
 def test_only_a_whole_revision_that_differs_makes_a_pair():
     row = {"initial": "It moves left.", "revised": "it moves left"}
     assert refine.judge_revision(row, True) == "unchanged"

@@ -256,6 +256,68 @@ def test_new_videos_are_asked_about_in_a_second_file(growing, run, tmp_path, mon
         run(generate, directory, "third.jsonl", "--without", str(first), "--without", str(second))
 
 
+def videos_of(path):
+    """The names of the videos that an output has rows about."""
+    return {row["video"] for row in common.read_jsonl(path)}
+
+
+def test_stretches_of_one_pool_are_disjoint_whatever_the_seed_of_the_round(growing, run):
+    # Four videos in one order: one, two, and the one that is left
+    directory, grow = growing
+    grow()
+    one = videos_of(run(generate, directory, "one.jsonl", "--limit", "1", "--seed", "1"))
+    two = videos_of(run(generate, directory, "two.jsonl", "--limit", "2", "--skip", "1", "--seed", "2"))
+    three = videos_of(run(generate, directory, "three.jsonl", "--limit", "2", "--skip", "3", "--seed", "3"))
+    assert [len(one), len(two), len(three)] == [1, 2, 1]
+    assert len(one | two | three) == 4
+    with pytest.raises(common.InputError, match="--skip 4: there are only 4 videos in the pool"):
+        run(generate, directory, "four.jsonl", "--limit", "2", "--skip", "4")
+
+    # --pool-seed decides, and nothing else
+    firsts = {generate.order_pool([directory], seed)[0].name for seed in range(20)}
+    assert one <= firsts
+    assert len(firsts) == 4
+
+
+def test_an_output_keeps_its_videos_when_the_pool_grows(growing, run, monkeypatch, capsys):
+    directory, grow = growing
+    output = run(generate, directory, "output.jsonl", "--limit", "1")
+    before = output.read_bytes()
+    pool = common.read_json(common.meta_path(output))["pool"]
+    assert pool["n"] == 2
+    grow()
+    capsys.readouterr()
+    assert run(generate, directory, "output.jsonl", "--limit", "1").read_bytes() == before
+    said = capsys.readouterr().out
+    assert "the pool had 2 videos when it was begun, and has 4 now; it keeps those that were drawn then" in said
+    assert "is finished; nothing to do" in said
+    # Another command is another draw
+    with pytest.raises(common.InputError, match="begun with --limit 1, now it is with --limit 2"):
+        run(generate, directory, "output.jsonl", "--limit", "2")
+
+
+def test_without_a_gate_every_answer_is_revised_and_every_one_that_changes_is_a_pair(root, run):
+    responses = run(generate, root / "round1", "responses.jsonl", "--limit", "3")
+    critiques = run(critique, responses, "critiques.jsonl")
+    rows = common.read_jsonl(critiques)
+    readable = [row for row in rows if "dropped" not in row]
+    readable[0]["error_types"] = None  # a verdict that could not be read is no obstacle
+    common.write_jsonl(critiques, rows)
+
+    gated = common.read_jsonl(run(refine, critiques, "gated.jsonl"))
+    free = common.read_jsonl(run(refine, critiques, "free.jsonl", "--gate", "none"))
+    assert {row.get("dropped") for row in free} <= {None, "unchanged", "unreadable_video"}
+    assert all("revised" in row for row in free if row.get("dropped") != "unreadable_video")
+    for before, after in zip(gated, free):
+        if "chosen" in before:
+            assert after == before
+    for row in free:
+        differs = refine.words(row.get("revised", "")) != refine.words(row.get("initial", ""))
+        assert ("chosen" in row) == (differs and "error" not in row)
+    with pytest.raises(common.InputError, match="begun with --gate critic, now it is with --gate none"):
+        run(refine, critiques, "gated.jsonl", "--gate", "none")
+
+
 def test_a_video_that_was_unreadable_is_read_again_where_that_is_asked_for(growing, run, tmp_path, capsys):
     directory, grow = growing
     grow()
