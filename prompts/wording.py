@@ -143,7 +143,7 @@ def check_settled(settled: tuple, path: str, made_with: dict, other: dict, sourc
     for part in settled:
         if part in made_with and part in other and made_with[part] != other[part]:
             raise common.InputError(
-                f"{path} was made with another `{part}` than {source} has: what the model is "
+                f"{path} was made with another {part!r} than {source} has: what the model is "
                 "trained on would not be what it was asked. Make it anew with these prompts, or "
                 "leave that part out"
             )

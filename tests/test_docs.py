@@ -50,7 +50,7 @@ def commands(page):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True) if line.startswith(("python ", "pip ", "make ")) else []
             if words[:1] == ["python"]:
-                found.append(words)
+                found.append(words[: words.index(">")] if ">" in words else words)
     return found
 
 

@@ -738,7 +738,7 @@ def test_an_input_that_is_there_twice_and_inputs_of_other_prompts_are_refused(tm
 
     path = common.meta_path(two)
     common.write_json(path, common.read_json(path) | {"prompts": {"answer": "{question} Look closely."}})
-    with pytest.raises(common.InputError, match=r"round2/pairs.jsonl was made with another `answer` than .*round1"):
+    with pytest.raises(common.InputError, match=r"round2/pairs.jsonl was made with another 'answer' than .*round1"):
         train_on([one, two], tmp_path / "model", monkeypatch)
     assert not (tmp_path / "model.meta.json").exists()
 

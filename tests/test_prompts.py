@@ -182,9 +182,9 @@ def test_what_rows_were_made_with_can_be_changed_by_no_file_and_by_no_other_inpu
     one = record(tmp_path / "one.jsonl", {"answer": "one {question}"})
     other = record(tmp_path / "other.jsonl", {"answer": "other {question}"})
     file = write(tmp_path, {"answer": "mine {question}"})
-    with pytest.raises(common.InputError, match=r"one.jsonl was made with another `answer` than .*mine.json has"):
+    with pytest.raises(common.InputError, match=r"one.jsonl was made with another 'answer' than .*mine.json has"):
         prompts.choose(make_args(file), [one], settled=("answer",))
-    with pytest.raises(common.InputError, match=r"other.jsonl was made with another `answer` than .*one.jsonl has"):
+    with pytest.raises(common.InputError, match=r"other.jsonl was made with another 'answer' than .*one.jsonl has"):
         prompts.choose(make_args(), [one, other], settled=("answer",))
     assert prompts.choose(make_args(), [one, one], settled=("answer",)).answer == "one {question}"
 
@@ -336,7 +336,7 @@ def test_an_error_type_of_another_file_is_refused_with_file_and_line(shapes, run
     common.write_jsonl(critiques, rows)
     with pytest.raises(common.InputError, match=r"critiques.jsonl, line 2: unknown error type 'miscounting'"):
         run(refine, critiques, "pairs.jsonl")
-    with pytest.raises(common.InputError, match="critiques.jsonl was made with another `error_types` than .*mine.json"):
+    with pytest.raises(common.InputError, match="critiques.jsonl was made with another 'error_types' than .*mine.json"):
         run(refine, critiques, "pairs.jsonl", "--prompts", write(tmp_path, {"error_types": MINE["error_types"]}))
 
 
