@@ -1,11 +1,14 @@
-"""Print results as tables: a run of the loop, or runs of evaluate.py.
+"""Print results as tables: a run of the loop, runs of evaluate.py, or named errors.
 
     python -m tools.report runs/loop
     python -m tools.report runs/base/mvbench runs/round4/mvbench ...
+    python -m tools.report runs/fixed/round1.jsonl runs/fixed/round4.jsonl ...
 
 The first command reads, below the run's directory, base/eval/ and round*/:
-responses.jsonl, critiques.jsonl, pairs.jsonl, model/, eval/; one column a
-round. If critique.py and refine.py were run on eval/predictions.jsonl (to
+responses.jsonl, critiques.jsonl, pairs.jsonl, model/, eval/, as far as they are
+there; one column a round. Without a benchmark it shows what the rounds made:
+questions, pairs, drops by reason, lengths, the last step of the training. If
+critique.py and refine.py were run on eval/predictions.jsonl (to
 eval/critiques.jsonl and eval/pairs.jsonl), critic and revisions are scored
 against the truth, too.
 
@@ -14,15 +17,21 @@ paper's published scores, and compares every two runs on the same benchmark by
 McNemar's paired test, over the questions that both have answered. The test
 takes questions for independent; those about the same video are not quite, so a
 p close to the threshold says less than it seems.
+
+The third takes critiques that one critic wrote of several rounds' answers, and
+counts the errors by type, beside the paper's Table 2 (docs/paper-tables.md).
 """
 
 import argparse
 import itertools
 import math
+import shlex
 from pathlib import Path
 
+import benchmarks
 import common
 import evaluate
+from tools import report_errors, report_rounds
 
 # VideoSAVi (arXiv 2412.00624), Table 1: 32 frames, InternVL2.5-8B, percent
 BENCHMARKS = ("tempcompass", "perceptiontest", "nextqa", "mvbench", "egoschema", "longvideobench")
@@ -34,58 +43,66 @@ PUBLISHED = {
     "+ TPO": (68.2, 62.0, 77.2, 68.8, 52.8, 58.1),
     "VideoSAVi": (69.1, 66.1, 80.6, 74.0, 58.8, 59.8),
 }
-# What a round of the loop writes, of which the table has the seconds
-TIMED = {
-    "responses": "responses.jsonl",
-    "critiques": "critiques.jsonl",
-    "pairs": "pairs.jsonl",
-    "model": "model",
-    "eval": "eval/predictions.jsonl",
-}
+BASELINES = (
+    "The paper's baselines lie below OpenGVLab's own figures for that model (MVBench 69.8 against\n"
+    "72.0; LongVideoBench 57.8 against 60.0, the best of four numbers of frames): measure a gain\n"
+    "against your own base run."
+)
+NEEDED = ("score", "partial", "benchmark", "arguments")  # keys of a results.json
 
 # ------------------------------------------------------------------------------
 # A run of the loop
 
 
-def report_loop(run: Path):
-    """Print a run of the loop, one column a round, and the share of the gap that it closed."""
-    directories = []
-    for directory in [run / "base", *sorted(run.glob("round*"))]:
-        if (directory / "eval" / "results.json").exists():
-            directories.append(directory)
+def report_loop(run: Path, everything: bool = False):
+    """Print a run of the loop, one column a round, and the share of the gap that it closed.
+
+    everything: also for the tiny world's benchmark all that a round made
+    """
+    directories = report_rounds.find_rounds(run)
+    if (run / "base" / "eval" / "results.json").exists():
+        directories.insert(0, run / "base")
+    if not directories and report_rounds.has_begun(run):
+        directories = [run]  # one round of a run
     if not directories:
         raise common.InputError(
-            f"{run}: neither results.json (of evaluate.py) nor base/eval/results.json "
-            "or round*/eval/results.json (of the loop)"
+            f"{run}: neither results.json (of evaluate.py) nor base/eval/results.json or round*/ "
+            "with responses.jsonl, critiques.jsonl, pairs.jsonl, model/ or eval/ (of the loop)"
         )
 
-    columns = [describe_round(directory) for directory in directories]
+    scores = [read_scores(directory) for directory in directories]
+    is_brief = not everything and any("n_wrong" in results for results in scores)
+    columns = []
+    for directory, results in zip(directories, scores):
+        columns.append(describe_scores(directory, results) if results else {})
+        if is_brief:
+            columns[-1] |= report_rounds.count_rows(directory)
+            columns[-1] |= report_rounds.list_seconds(directory)
+        else:
+            columns[-1] |= report_rounds.describe_round(directory)
     print_table([directory.name for directory in directories], columns)
-    for directory in directories:
-        if finished := read_finished(directory / "pairs.jsonl"):
-            print(f"{directory.name}/pairs.jsonl: {finished['account']}")
-
-    first = columns[0]
-    last = columns[-1]
-    if len(columns) > 1 and "accuracy of revisions" in first:
-        fewer = 1 - ratio(last["wrong answers"], first["wrong answers"])
-        print(
-            f"\nshare of the closable gap: {closed_gap(columns):.0%}; "
-            f"wrong answers: {fewer:.0%} fewer than the base"
-        )
+    for line in report_rounds.list_accounts(directories):
+        print(line)
+    print_what_scores_are(scores)
+    print_gap(columns)
+    print_other_scores(run)
 
 
-def describe_round(directory: Path) -> dict:
-    """Describe base/ or round<n>/ -> {row of the table: value}; what is missing has no row."""
-    results = common.read_json(directory / "eval" / "results.json")
-    low, high = results["interval"]
-    column = {"accuracy": f"{results['accuracy']:.3f}", "95% interval": f"{low:.3f}-{high:.3f}"}
-    for task, figure in results["by_task"].items():
-        column[f"  {task}"] = f"{figure['accuracy']:.3f}"
-    column["wrong answers"] = results["n_wrong"]
-    for error, n in results["errors"].items():
-        column[f"  {error}"] = n
+def read_scores(directory: Path) -> dict:
+    """Read eval/results.json of base/ or round<n>/; {} if there is none."""
+    path = directory / "eval" / "results.json"
+    if not path.exists():
+        return {}
+    common.read_keys(path, *NEEDED)  # or an InputError
+    return common.read_json(path)
 
+
+def describe_scores(directory: Path, results: dict) -> dict:
+    """Describe how base/ or round<n>/ was scored -> {row of the table: value}."""
+    if "n_wrong" in results:
+        column = describe_accuracy(results)
+    else:
+        column = describe_public(results)
     critiques = directory / "eval" / "critiques.jsonl"
     if critiques.exists():
         precision, recall = score_critic(common.read_jsonl(critiques))
@@ -95,39 +112,84 @@ def describe_round(directory: Path) -> dict:
     if revisions.exists():
         accuracy = score_revisions(common.read_jsonl(revisions))
         column["accuracy of revisions"] = f"{accuracy:.3f}"
-
-    pairs = directory / "pairs.jsonl"
-    if pairs.exists():
-        rows = common.read_jsonl(pairs)
-        column["pairs"] = sum("dropped" not in row for row in rows)
-        column["dropped"] = len(rows) - column["pairs"]
-    for name, output in TIMED.items():
-        if finished := read_finished(directory / output):
-            column[f"seconds, {name}"] = finished["seconds"]
     return column
 
 
-def read_finished(output: Path) -> dict | None:
-    """Read what an output's meta.json says of its end; None if it is missing or unfinished."""
-    path = common.meta_path(output)
-    if not path.exists():
-        return None
-    [finished] = common.read_keys(path, "finished")
-    return finished
+def describe_accuracy(results: dict) -> dict:
+    """Describe a score in the tiny world, whose errors are known by type."""
+    low, high = results["interval"]
+    column = {"accuracy": f"{results['accuracy']:.3f}", "95% interval": f"{low:.3f}-{high:.3f}"}
+    for task, figure in results["by_task"].items():
+        column[f"  {task}"] = f"{figure['accuracy']:.3f}"
+    column["wrong answers"] = results["n_wrong"]
+    for error, n in results["errors"].items():
+        column[f"  {error}"] = n
+    return column
+
+
+def describe_public(results: dict) -> dict:
+    """Describe a score on any other benchmark, under the benchmark's name."""
+    name = results["benchmark"]
+    if results["score"] is None:
+        return {name: "no public answer"}
+    return {
+        name: show_score(results),
+        f"{name} 95% interval": show_interval(results),
+        f"{name} questions": count_asked(results),
+        f"{name} unparsed replies": results["n_unparsed"],
+    }
+
+
+def print_what_scores_are(scores: list[dict]):
+    """Print what the scores on other benchmarks than the tiny world's are, a line each."""
+    lines = []
+    for results in scores:
+        if results and "n_wrong" not in results and results["score"] is not None:
+            unit = ", percent" if is_share(results) else ""
+            lines.append(f"{results['benchmark']}: {results['score_is']}{unit}")
+    for line in dict.fromkeys(lines):
+        print(line)
+
+
+def print_gap(columns: list[dict]):
+    """Print the share of the closable gap that the last scored round closed, and of the errors."""
+    scored = [column for column in columns if "wrong answers" in column]
+    if len(scored) < 2 or "accuracy of revisions" not in scored[0]:
+        return
+    share = closed_gap(scored)
+    if share is None:
+        said = "no closable gap: the base's revisions are not better than its answers"
+    else:
+        said = f"share of the closable gap: {share:.0%}"
+    before = scored[0]["wrong answers"]
+    if before:
+        fewer = 1 - scored[-1]["wrong answers"] / before
+        said += f"; wrong answers: {fewer:.0%} fewer than the base"
+    print(f"\n{said}")
+
+
+def print_other_scores(run: Path):
+    """Print the command that shows what base/ and the rounds scored elsewhere than in eval/."""
+    paths = sorted(run.glob("*/*/results.json"))
+    others = [str(path.parent) for path in paths if path.parent.name != "eval"]
+    if others:
+        print(f"\nother scores: python -m tools.report {shlex.join(others)}")
 
 
 def score_critic(rows: list[dict]) -> tuple[float, float]:
     """Score "the critic finds an error" against the truth; an unreadable verdict finds none.
 
     Args:
-        rows: of eval/critiques.jsonl
+        rows: of eval/critiques.jsonl; those about a video that cannot be read, or without a public
+            answer, are passed over
 
     Returns:
         precision: share of wrong answers among those in which the critic finds an error
         recall: share of the wrong answers in which the critic finds an error
     """
-    found = [row for row in rows if row.get("error_types")]
-    n_wrong = sum(not row["correct"] for row in rows)
+    known = [row for row in rows if row.get("correct") is not None]
+    found = [row for row in known if row.get("error_types")]
+    n_wrong = sum(not row["correct"] for row in known)
     n_hits = sum(not row["correct"] for row in found)
     return ratio(n_hits, len(found)), ratio(n_hits, n_wrong)
 
@@ -136,13 +198,14 @@ def score_revisions(rows: list[dict]) -> float:
     """Compute the accuracy after revision; an answer that was not revised stays as it was.
 
     Args:
-        rows: of eval/pairs.jsonl
+        rows: of eval/pairs.jsonl; those without an answer, or without a public one, are passed over
     """
+    known = [row for row in rows if "initial" in row and row["answer"] is not None]
     n_right = 0
-    for row in rows:
+    for row in known:
         answer = row.get("revised", row["initial"])
         n_right += evaluate.parse_reply(row, answer) == row["answer"]
-    return ratio(n_right, len(rows))
+    return ratio(n_right, len(known))
 
 
 def ratio(part: float, whole: float) -> float:
@@ -150,8 +213,8 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def closed_gap(columns: list[dict]) -> float:
-    """Compute the share of the closable gap that the last round closed.
+def closed_gap(columns: list[dict]) -> float | None:
+    """Compute the share of the closable gap that the last round closed; None if there is no gap.
 
     The base's own revisions show how far its answers could be corrected: with accuracies,
     (last round - base) / (base's revisions - base).
@@ -159,6 +222,8 @@ def closed_gap(columns: list[dict]) -> float:
     before = float(columns[0]["accuracy"])
     after = float(columns[-1]["accuracy"])
     revised = float(columns[0]["accuracy of revisions"])
+    if not revised > before:
+        return None
     return (after - before) / (revised - before)
 
 
@@ -181,8 +246,9 @@ def report_results(runs: dict[str, dict]):
             scored[name] = results
 
     measured = [results["benchmark"] for results in scored.values()]
-    benchmarks = list(dict.fromkeys([*BENCHMARKS, *measured]))
-    print_table(benchmarks, [list_scores(benchmark, scored) for benchmark in benchmarks])
+    listed = list(dict.fromkeys([*BENCHMARKS, *measured]))
+    print_table(listed, [list_scores(benchmark, scored) for benchmark in listed])
+    print(BASELINES)
     if any(results["partial"] for results in scored.values()):
         print("* over a part of the questions, see below")
     if "tempcompass" in measured:
@@ -191,10 +257,13 @@ def report_results(runs: dict[str, dict]):
             "what the published scores are over is not known"
         )
 
-    for benchmark in benchmarks:
+    for benchmark in listed:
         names = [name for name, results in scored.items() if results["benchmark"] == benchmark]
         if names:
-            print(f"\n{benchmark}, percent")
+            is_percent = all(is_share(scored[name]) for name in names)
+            print(
+                f"\n{benchmark}, percent" if is_percent else f"\n{benchmark}, its parts in percent"
+            )
             print_table(names, [describe_results(scored[name]) for name in names])
         for one, other in itertools.combinations(names, 2):
             rows = common.read_jsonl(Path(one) / "predictions.jsonl")
@@ -212,25 +281,21 @@ def list_scores(benchmark: str, runs: dict[str, dict]) -> dict[str, str]:
     for name, results in runs.items():
         column[name] = ""
         if results["benchmark"] == benchmark:
-            column[name] = percent(results["score"])
+            column[name] = show_score(results)
             if results["partial"]:
                 column[name] += "*"
     return column
 
 
 def describe_results(results: dict) -> dict[str, str]:
-    """Describe a results.json -> {row of the table: text}, in percent."""
-    low, high = results["interval"]
-    questions = f"{results['n']}/{results['N']}"
-    if results["partial"]:
-        questions += " partial"
+    """Describe a results.json -> {row of the table: text}; the accuracy of parts in percent."""
     column = {
         "model": "/".join(Path(str(results["model"])).parts[-2:]),
         "frames": str(results["arguments"].get("frames") or "the model's"),
-        "score": percent(results["score"]),
-        "95% interval": f"{percent(low)}-{percent(high)}",
+        "score": show_score(results),
+        "95% interval": show_interval(results),
         "score is": results["score_is"],
-        "questions": questions,
+        "questions": count_asked(results),
         "unparsed replies": str(results["n_unparsed"]),
         "  of them empty": str(results["n_empty"]),
         "unparsed count as": results["unparsed"],
@@ -241,6 +306,37 @@ def describe_results(results: dict) -> dict[str, str]:
                 row = f"{name.removeprefix('by_')} {value}"
                 column[row] = f"{percent(figure['accuracy'])} {figure['n']}/{figure['N']}"
     return column
+
+
+def count_asked(results: dict) -> str:
+    """Format the n of N questions that a score is over."""
+    partial = " partial" if results["partial"] else ""
+    return f"{results['n']}/{results['N']}{partial}"
+
+
+def show_score(results: dict) -> str:
+    """Format a score: in percent if it is a share of right replies, else as it is."""
+    return percent(results["score"]) if is_share(results) else f"{results['score']:.3f}"
+
+
+def show_interval(results: dict) -> str:
+    """Format the interval of a score, as the score itself."""
+    low, high = results["interval"]
+    if is_share(results):
+        return f"{percent(low)}-{percent(high)}"
+    return f"{low:.3f} to {high:.3f}"  # they may be negative
+
+
+def is_share(results: dict) -> bool:
+    """Say whether a score is a share of right replies, or a mean of such shares.
+
+    A benchmark of one's own may have any other score; so may one whose file is not here.
+    """
+    try:
+        score = evaluate.find_benchmark(results["benchmark"]).score
+    except ImportError:
+        return False
+    return score in (benchmarks.accuracy, benchmarks.mean_over_tasks)
 
 
 def percent(share: float | None) -> str:
@@ -291,28 +387,62 @@ def mcnemar(only_one: int, only_other: int) -> float:
 
 
 # ------------------------------------------------------------------------------
+# Files of critiques
+
+
+def report_errors_named(paths: list[Path]):
+    """Print how many errors of each type a critic named, beside the paper's Table 2."""
+    columns = report_errors.describe_files(paths)
+    print_table([*columns], [*columns.values()])
+    print(
+        "paper, Iter1 to Iter4: its Table 2. Who counted them, and in how many answers, is not\n"
+        "known: compare how counts fall, not counts. A critic does not count what it does not see."
+    )
+    for doubt in report_errors.list_doubts(paths):
+        print(doubt)
+
+
+# ------------------------------------------------------------------------------
 # The command
 
 
 def main():
-    """Print the tables of the runs that the command line names."""
+    """Print the tables of what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
-        metavar="RUN",
-        help="directory of a run of the loop, or directories that evaluate.py wrote",
+        metavar="PATH",
+        help="directory of a run of the loop; directories that evaluate.py wrote; or files of "
+        "critiques",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="of a run in the tiny world also what the table leaves out: critiques, lengths, "
+        "training (other runs have it anyway)",
     )
     args = parser.parse_args()
+    for path in args.runs:
+        if not path.exists():
+            raise common.InputError(f"{path}: no such file or directory")
+    are_files = [path.is_file() for path in args.runs]
+    if all(are_files):
+        report_errors_named(args.runs)
+        return
+    if any(are_files):
+        raise common.InputError(
+            "directories of runs or files of critiques are expected, not both: see --help"
+        )
     if len(args.runs) == 1 and not (args.runs[0] / "results.json").exists():
-        report_loop(args.runs[0])
+        report_loop(args.runs[0], args.all)
         return
 
     runs = {}
     for run in args.runs:
         path = run / "results.json"
-        common.read_keys(path, "score", "partial", "benchmark", "arguments")  # or an InputError
+        common.read_keys(path, *NEEDED)  # or an InputError
         runs[str(run)] = common.read_json(path)
     report_results(runs)
 
@@ -320,12 +450,9 @@ def main():
 def print_table(names: list[str], columns: list[dict]):
     """Print columns side by side, each with its name above it.
 
-    A column is {row's name: value}. Rows that a column lacks are left empty. The last column
-    decides the order of rows, since a round's column has more of them than the base's.
+    A column is {row's name: value}. Rows that a column lacks are left empty.
     """
-    rows = []
-    for column in reversed(columns):
-        rows += [row for row in column if row not in rows]
+    rows = merge_rows(columns)
     texts = list(names)
     for column in columns:
         texts += [str(value) for value in column.values()]
@@ -336,6 +463,22 @@ def print_table(names: list[str], columns: list[dict]):
     for row in rows:
         cells = [f"{column.get(row, ''):>{width}}" for column in columns]
         print(f"{row:{first_width}}" + "".join(cells))
+
+
+def merge_rows(columns: list[dict]) -> list[str]:
+    """Merge the names of the columns' rows: a row stands after the one before it in its column.
+
+    >>> merge_rows([{"score": 1}, {"score": 1, "pairs": 1, "loss": 1}, {"pairs": 1, "words": 1}])
+    ['score', 'pairs', 'words', 'loss']
+    """
+    rows = []
+    for column in sorted(columns, key=len, reverse=True):  # the longest gives the order
+        place = 0
+        for name in column:
+            if name not in rows:
+                rows.insert(place, name)
+            place = rows.index(name) + 1
+    return rows
 
 
 if __name__ == "__main__":
