@@ -69,6 +69,8 @@ def run(tmp_path):
         common.write_jsonl(tmp_path / name / "responses.jsonl", ASKED)
     common.write_jsonl(tmp_path / "round1" / "critiques.jsonl", CRITICISED)
     common.write_jsonl(tmp_path / "round2" / "critiques.jsonl", CRITICISED[:2])
+    with (tmp_path / "round2" / "critiques.jsonl").open("a") as file:
+        file.write('{"id": "b/0", "vid')  # the third is being written
     write_meta(tmp_path / "round2" / "critiques.jsonl")
     pairs = tmp_path / "round1" / "pairs.jsonl"
     common.write_jsonl(pairs, REFINED)
