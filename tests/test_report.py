@@ -377,7 +377,7 @@ def test_files_that_are_no_finished_critiques_are_refused(named, run, show):
         show(run / "round1" / "responses.jsonl")
     with pytest.raises(common.InputError, match="critiques.jsonl is unfinished"):
         show(run / "round2" / "critiques.jsonl")
-    with pytest.raises(common.InputError, match="a file is named twice"):
+    with pytest.raises(common.InputError, match="by_base.jsonl: it is named twice"):
         show(named[0], named[0])
     with pytest.raises(common.InputError, match="not both"):
         show(named[0], run)
@@ -386,8 +386,9 @@ def test_files_that_are_no_finished_critiques_are_refused(named, run, show):
 def test_paths_are_shortened_to_where_they_differ(tmp_path):
     paths = [tmp_path / "run" / name / "fixed.jsonl" for name in ("base", "round1")]
     assert report_errors.shorten(paths) == ["base", "round1"]
-    assert report_errors.shorten([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]) == ["a.jsonl", "b.jsonl"]
-    assert report_errors.shorten(paths[:1]) == ["fixed.jsonl"]
+    assert report_errors.shorten([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]) == ["a", "b"]
+    assert report_errors.shorten([tmp_path / "a.jsonl", tmp_path / "a.json"]) == ["a.jsonl", "a.json"]
+    assert report_errors.shorten(paths[:1]) == ["fixed"]
     assert report_errors.shorten([tmp_path / "x" / "f", tmp_path / "f"]) == ["x/f", "f"]
 
 

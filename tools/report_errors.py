@@ -82,15 +82,18 @@ def count_errors(rows: list[dict], names: list[str]) -> dict:
 
 
 def shorten(paths: list[Path]) -> list[str]:
-    """Shorten paths to the parts by which they differ.
+    """Shorten paths to the parts by which they differ, without .jsonl.
 
     runs/a/round1/fixed.jsonl, runs/a/round2/fixed.jsonl -> round1, round2
     """
-    parts = [path.parts for path in paths]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise common.InputError(f"{path}: it is named twice")
+    parts = [path.with_suffix("").parts for path in paths]
     if len(set(parts)) < len(parts):
-        raise common.InputError(f"{paths[0]}: a file is named twice")
+        parts = [path.parts for path in paths]
     if len(parts) == 1:
-        return [paths[0].name]
+        return [parts[0][-1]]
     first = 0
     while len({part[first] for part in parts}) == 1:
         first += 1
