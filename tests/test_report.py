@@ -363,8 +363,11 @@ def test_counts_that_cannot_be_compared_are_doubted(named, show):
     assert "not the same questions: 2 are in all of the files; compare counts only over the same ones" in lines
     assert "not one critic: the files were made by different models" in lines
 
+    # The same ids, but another question about the video
+    common.write_jsonl(second, [row | {"question": "what?"} for row in common.read_jsonl(first)])
     write_meta(second, finished={"seconds": 1}, content={"model": "the base", "prompts": "others"})
     _, lines = show(first, second)
+    assert "not the same questions: 0 are in all of the files; compare counts only over the same ones" in lines
     assert lines[-1] == "not one critic: the files were made with different prompts"
 
     common.meta_path(second).unlink()

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import common
+import prompts
 
 # VideoSAVi (arXiv 2412.00624), Table 2: after each of four iterations
 PUBLISHED = {
@@ -56,13 +57,8 @@ def read_critiques(path: Path) -> list[dict]:
 
 
 def read_error_types(path: Path) -> list[str]:
-    """Read which error types a file's critic was asked for; those of common if it does not say."""
-    meta = common.meta_path(path)
-    if meta.exists():
-        prompts = common.read_json(meta).get("prompts") or {}
-        if isinstance(prompts, dict) and prompts.get("error_types"):
-            return [*prompts["error_types"]]
-    return [*common.ERROR_TYPES]
+    """Read which error types a file's critic was asked for; the default's if it does not say."""
+    return [*prompts.recorded(path).get("error_types", prompts.ERROR_TYPES)]
 
 
 def count_errors(rows: list[dict], names: list[str]) -> dict:
@@ -110,8 +106,10 @@ def shorten(paths: list[Path]) -> list[str]:
 def list_doubts(paths: list[Path]) -> list[str]:
     """Say in a line each why the counts of these files cannot be compared; [] if they can."""
     doubts = []
-    asked = [{row["id"] for row in read_critiques(path)} for path in paths]
-    if any(ids != asked[0] for ids in asked):
+    asked = []
+    for path in paths:
+        asked.append({(row["id"], row.get("question")) for row in read_critiques(path)})
+    if any(questions != asked[0] for questions in asked):
         n_common = len(set.intersection(*asked))
         doubts.append(
             f"not the same questions: {n_common} are in all of the files; compare counts only "

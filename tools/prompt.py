@@ -1,0 +1,241 @@
+"""Print what a model is given for a row of a file, to the token.
+
+    python -m tools.prompt --model shapes/model runs/loop/round1/pairs.jsonl \
+        round1_0001.mp4/temporal/0
+
+For each text that the row has (question, answer, critique, revision, the two
+sides of a pair, or the reply to a benchmark's question) it prints the prompt
+that asked for it, and the text as it is trained, with their numbers of tokens.
+All of them follow the video, which is printed once. The stages' own functions
+encode them, with the prompts that the file's meta.json records.
+
+Control tokens are in [brackets], on a terminal in reverse video: what looks
+like one and is not marked is ordinary text to the model. Neither weights nor
+the video are read.
+"""
+
+import argparse
+import difflib
+import itertools
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import common
+import prompts
+import vlm
+from vlm import families, limits, placement
+
+
+class Exchange(NamedTuple):
+    """A prompt, and the text that follows it."""
+
+    title: str
+    prompt: str
+    answer: str
+
+
+# ------------------------------------------------------------------------------
+# Which texts
+
+
+def find_row(path: Path, id: str) -> dict:
+    """Find a row by its id; InputError names the ids that are nearest to it."""
+    rows = {row["id"]: row for row in common.read_jsonl(path, ("id",))}
+    if id in rows:
+        return rows[id]
+    nearest = difflib.get_close_matches(id, rows, cutoff=0.0)
+    raise common.InputError(
+        f"{path}: no row has the id {id!r}; the nearest are {', '.join(nearest) or 'none'}"
+    )
+
+
+def list_exchanges(row: dict, wording) -> list[Exchange]:
+    """List what the stages asked for the texts of a row, in the order of the stages.
+
+    wording: prompts.Prompts
+    """
+    exchanges = []
+    if "benchmark" in row and "prompt" in row:
+        exchanges.append(Exchange("evaluate.py", row["prompt"], row["initial"]))
+    elif "question" in row:
+        asked = find_question_prompt(row, wording)
+        if asked:
+            title = "generate.py, the question"
+            exchanges.append(Exchange(title, asked, row["question"]))
+        if "initial" in row:
+            title = "generate.py, the answer"
+            exchanges.append(Exchange(title, fill(wording.answer, row, wording), row["initial"]))
+    if "critique" in row:
+        asked = fill(wording.critique, row, wording)
+        exchanges.append(Exchange("critique.py", asked, row["critique"]))
+    if "revised" in row:
+        asked = fill(wording.revision, row, wording)
+        exchanges.append(Exchange("refine.py", asked, row["revised"]))
+    for side in ("chosen", "rejected"):
+        if side in row:
+            asked = fill(wording.answer, row, wording)
+            exchanges.append(Exchange(f"dpo.py, {side}", asked, row[side]))
+    return exchanges
+
+
+def find_question_prompt(row: dict, wording) -> str | None:
+    """Find the prompt that generate.py asked for a row's question with; None if it did not."""
+    kind, _, number = row["id"].removeprefix(f"{row.get('video')}/").rpartition("/")
+    if kind not in wording.questions or not number.isdecimal():
+        return None
+    counts = dict.fromkeys(wording.questions, 0) | {kind: int(number) + 1}
+    *_, (_, _, prompt) = prompts.list_questions(wording.questions, counts)
+    return prompt
+
+
+def fill(prompt: str, row: dict, wording) -> str:
+    """Fill a prompt with the texts of a row."""
+    texts = {key: row[key] for key in ("question", "initial", "critique") if key in row}
+    listed = prompts.describe_error_types(wording.error_types)
+    return prompts.fill(prompt, **texts, error_types=listed)
+
+
+# ------------------------------------------------------------------------------
+# How tokens are shown
+
+
+def cut(ids: list[int], controls: dict[int, str]) -> list[list[int]]:
+    """Cut token ids into stretches of text, and control tokens: each alone, or repeated."""
+    return [
+        list(stretch)
+        for _, stretch in itertools.groupby(ids, lambda id: id if id in controls else -1)
+    ]
+
+
+def show_text(tokenizer, ids: list[int], mark) -> list[str]:
+    """Show token ids as text, in pieces.
+
+    mark: a function that makes a control token visible
+    """
+    controls = families.control_tokens(tokenizer)
+    pieces = []
+    for stretch in cut(ids, controls):
+        token = controls.get(stretch[0])
+        if token is None:
+            pieces.append(tokenizer.decode(stretch))
+        elif len(stretch) == 1:
+            pieces.append(mark(token))
+        else:
+            pieces.append(mark(f"{token} x {len(stretch)}"))
+    return pieces
+
+
+def show_ids(tokenizer, ids: list[int]) -> str:
+    """Show token ids as numbers; a control token that is repeated as 5 x 256."""
+    controls = families.control_tokens(tokenizer)
+    shown = []
+    for stretch in cut(ids, controls):
+        repeated = stretch[0] in controls and len(stretch) > 1
+        shown.append(f"{stretch[0]} x {len(stretch)}" if repeated else " ".join(map(str, stretch)))
+    return ", ".join(shown)
+
+
+def leave_out_frames(pieces: list[str], placeholder: str, n_frames: int) -> list[str]:
+    """Leave out all frames but the first and the last, if there are more than three.
+
+    placeholder: the piece that stands for a frame; one control token is before it, one behind it
+    """
+    frames = [number for number, piece in enumerate(pieces) if piece == placeholder]
+    if n_frames <= 3 or len(frames) != n_frames:
+        return pieces
+    between = f"\n... frames 2 to {n_frames - 1} in the same way ...\n"
+    last = frames[-1] - 2  # the text "Frame32: " is before the control token
+    return [*pieces[: frames[0] + 2], between, pieces[last].lstrip(), *pieces[last + 1 :]]
+
+
+def mark_in_brackets(token: str) -> str:
+    """Mark a control token."""
+    return f"[{token}]"
+
+
+def mark_in_reverse(token: str) -> str:
+    """Mark a control token on a terminal."""
+    return f"\033[7m{token}\033[0m"
+
+
+# ------------------------------------------------------------------------------
+# The command
+
+
+def parse_args():
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="JSONL of any stage, or of evaluate.py")
+    add("id", metavar="ID", help="of the row")
+    add("--model", required=True, help="directory of a checkpoint or of an adapter, or hub name")
+    add(
+        "--frames",
+        type=common.at_least(1),
+        metavar="N",
+        help="frames of a video (default: as the file's meta.json says, else as the model does)",
+    )
+    add("--ids", action="store_true", help="print the tokens' ids, too")
+    prompts.add_option(parser)
+    return parser.parse_args()
+
+
+def main():
+    """Print a row as the model gets it."""
+    args = parse_args()
+    row = find_row(args.file, args.id)
+    wording = prompts.choose(args, [args.file])
+    exchanges = list_exchanges(row, wording)
+    print(f"{args.id} in {args.file}; {name_source(args)}")
+    if "dropped" in row:
+        print(f"dropped: {row['dropped']}")
+    if not exchanges:
+        raise common.InputError(f"{args.file}: the row {args.id!r} has no text")
+
+    config = placement.read_config(vlm.find_base(args.model))
+    tokenizer = vlm.load_tokenizer(args.model)
+    n_frames = families.choose_n_frames(args.frames or read_frames(args.file), config)
+    prefix = vlm.encode_prefix(tokenizer, config, n_frames)
+    mark = mark_in_reverse if sys.stdout.isatty() else mark_in_brackets
+    placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
+    frame = mark(f"{placeholder} x {config.image_seq_length}")
+
+    print(f"\n---- the video: {n_frames} frames, {len(prefix)} tokens")
+    print("".join(leave_out_frames(show_text(tokenizer, prefix, mark), frame, n_frames)))
+    if args.ids:
+        print(f"ids: {show_ids(tokenizer, prefix)}")
+    for title, prompt, answer in exchanges:
+        branch = vlm.encode_branch(tokenizer, prompt, answer)
+        n_prompt, n_answer = len(branch.prompt), len(branch.answer)
+        print(
+            f"\n---- {title}: prompt {n_prompt} tokens, answer {n_answer} tokens; with the video "
+            f"{len(prefix) + n_prompt + n_answer} of {limits.count_positions(config)} positions"
+        )
+        for ids in branch:
+            print("".join(show_text(tokenizer, ids, mark)).removesuffix("\n"))
+            if args.ids:
+                print(f"ids: {show_ids(tokenizer, ids)}")
+            if ids is branch.prompt:
+                print("-- answer")
+
+
+def name_source(args) -> str:
+    """Say where the prompts are from."""
+    if args.prompts:
+        return f"prompts of {args.prompts}"
+    if prompts.recorded(args.file):
+        return "prompts as its meta.json records them"
+    return "no meta.json records its prompts: the model's own if it lists them, else the default"
+
+
+def read_frames(path: Path) -> int | None:
+    """Read how many frames a file was made with; None if it does not say, or left it open."""
+    meta = common.meta_path(path)
+    if not meta.exists():
+        return None
+    return common.read_json(meta).get("arguments", {}).get("frames")
+
+
+if __name__ == "__main__":
+    common.run(main)
