@@ -3,7 +3,6 @@
 import re
 import sys
 
-import prompts
 import pytest
 
 import common
@@ -11,6 +10,7 @@ import critique
 import dpo
 import evaluate
 import generate
+import prompts
 import refine
 import vlm
 from conftest import MODEL
