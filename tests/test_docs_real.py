@@ -44,7 +44,7 @@ SMALLER = (
     (r"--skip \d+", "--skip 2"),
     (r"--shard 0/75", "--shard 0/4"),
     (r"--rounds 4", "--rounds 2"),
-    (r"--lrs .* --", "--lrs 5e-6 5e-6 --"),
+    (r"--lrs( \d+e-\d+)+", "--lrs 5e-6 5e-6"),
     (r"per_round=2500", "per_round=4"),
     (r"--shard \$1/8", "--shard $1/2"),
     (r"for gpu in 0 1 .*; do", "for gpu in 0 1; do"),
