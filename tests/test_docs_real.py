@@ -35,7 +35,6 @@ LEFT_OUT = {
     "python -m tools.convert": "a published checkpoint; test_convert.py converts small ones",
     "python -m tools.rehearse": "a model of true size; test_rehearse.py runs it with a small one",
     "python -m tools.clips": "clips from the network; rendered ones lie there in their place",
-    "tail -f": "waits for ever",
 }
 
 # What is written on the page -> what is run: fewer videos, rounds and processes, and a CPU
