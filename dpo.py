@@ -65,6 +65,8 @@ RATES = {"full": 5e-7, "lora": 5e-6}
 # What is in the output until the training is finished, beside the metrics, which stay
 WORKING_FILES = r"metrics\.jsonl|reference\.jsonl(\.part)?|checkpoint-\d{6}\.state|checkpoint\.part"
 PART = ".part"  # directory in the output, in which the model is written before it is moved
+GIB = 2**30
+CHECKPOINT_BYTES = 12  # of a checkpoint, for every trained weight: its float32 master, two moments
 
 # ------------------------------------------------------------------------------
 # The loss
@@ -446,8 +448,43 @@ def print_memory(weights: list, masters: list, base, args):
         needed[weight.device] += weight.nbytes + n_bytes * weight.numel()
     for device, n_bytes in needed.items():
         print(
-            f"{device}: {n_bytes / 2**30:.2f} GiB for gradients and AdamW beside the weights; "
+            f"{device}: {n_bytes / GIB:.2f} GiB for gradients and AdamW beside the weights; "
             f"with activations: python -m tools.memory {base} --tune {args.tune}"
+        )
+
+
+def check_disk(model, weights: list, args):
+    """Print what checkpoints and the model take on the disk, in one line.
+
+    Raises:
+        InputError: if there is less room than the training needs at its fullest moment
+    """
+    checkpoint = CHECKPOINT_BYTES * sum(weight.numel() for weight in weights)
+    saved = weights if args.tune == "lora" else model.parameters()
+    model_bytes = sum(weight.nbytes for weight in saved)
+    # The newest checkpoint is kept until the next one, or the model, is there as a whole
+    needed = checkpoint + max(checkpoint, model_bytes)
+
+    old = []  # of an unfinished training or, with --overwrite, of a whole one: it is replaced
+    if args.output.exists() and args.overwrite:
+        old = list_own(args.output)
+    elif args.output.exists():
+        old = [*args.output.glob("checkpoint[-.]*"), *args.output.glob(f"{PART}/*")]
+    free = shutil.disk_usage(args.output if args.output.exists() else args.output.parent).free
+    room = free + sum(path.stat().st_size for path in old)
+
+    often = "after every step"
+    if args.save_every:
+        often = f"every {args.save_every:g} minutes and after the last step"
+    print(
+        f"disk: checkpoints of {checkpoint / GIB:.2f} GiB, {often}, two while "
+        f"one is written; a model of {model_bytes / GIB:.2f} GiB; {free / GIB:.1f} GiB are free"
+    )
+    if room < needed:
+        raise common.InputError(
+            f"{args.output}: the training needs {needed / GIB:.1f} GiB of disk, for two "
+            f"checkpoints, or one and the model; there are {room / GIB:.1f} GiB for it. Make room, "
+            "and the same command resumes; or take --tune lora, whose checkpoints are small"
         )
 
 
@@ -526,10 +563,13 @@ def list_ids(batch: list) -> str:
     return ", ".join(pair["id"] for _, pairs in batch for pair in pairs)
 
 
-def save_checkpoint(output: Path, step: int, masters: list, optimizer):
+def save_checkpoint(output: Path, step: int, masters: list, optimizer) -> float:
     """Save what is needed to resume after a step: master weights and AdamW's state, in one file.
 
-    The file appears whole or not at all. The two newest are kept.
+    The file appears whole or not at all. Only then is the one before it removed.
+
+    Returns:
+        when it was saved, on the clock of time.monotonic
     """
     tensors = {}
     for number, master in enumerate(masters):
@@ -538,16 +578,24 @@ def save_checkpoint(output: Path, step: int, masters: list, optimizer):
             tensors[f"{number}.{key}"] = value
     part = output / "checkpoint.part"
     safetensors.torch.save_file(tensors, part)
+    with part.open("rb") as file:
+        os.fsync(file)  # on the disk, not on its way there: soon there is no other
     # Not *.safetensors, or load_model would take it for the model's weights
     os.replace(part, output / f"checkpoint-{step:06}.state")
-    for old in list_checkpoints(output)[:-2]:
-        old.unlink()
+    remove_old_checkpoints(output)
+    return time.monotonic()
 
 
 def list_checkpoints(output: Path) -> list[Path]:
     """List the checkpoints of an unfinished training, the newest last."""
     paths = sorted(output.glob("checkpoint-*.state"))
     return [path for path in paths if re.fullmatch(WORKING_FILES, path.name)]
+
+
+def remove_old_checkpoints(output: Path):
+    """Remove all checkpoints but the newest: a process killed while it saved leaves two."""
+    for old in list_checkpoints(output)[:-1]:
+        old.unlink()
 
 
 def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> int:
@@ -562,10 +610,11 @@ def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> in
     try:
         saved = safetensors.torch.load_file(files[-1])
     except safetensors.SafetensorError as error:
+        resumes = f"resumes from {files[-2].name}" if files[:-1] else "starts again at step 1"
         raise common.InputError(
-            f"{files[-1]}: {error}; if you remove this file, the training resumes from the "
-            "checkpoint before it"
+            f"{files[-1]}: {error}; it is damaged. Remove this file, and the training {resumes}"
         ) from error
+    remove_old_checkpoints(output)
 
     state = {}
     for number in range(len(masters)):
@@ -655,6 +704,13 @@ def list_own(output: Path) -> list[Path]:
             "Move it away, or choose another --output"
         )
     return own
+
+
+def make_directory(args, meta: dict):
+    """Make the directory of the output, empty if it is overwritten."""
+    if args.overwrite and args.output.exists():
+        clear(args.output, meta)
+    args.output.mkdir(exist_ok=True)
 
 
 def clear(output: Path, meta: dict):
@@ -824,11 +880,12 @@ def parse_args():
     )
     add(
         "--save-every",
-        type=common.at_least(1),
-        default=20,
-        metavar="STEPS",
-        help="between checkpoints, from which a stopped training resumes; each takes 12 bytes "
-        "for every trained weight",
+        type=common.number_between(0),
+        default=20.0,
+        metavar="MINUTES",
+        help="between checkpoints, from which a stopped training resumes; 0: after every step. "
+        f"One takes {CHECKPOINT_BYTES} bytes for every trained weight; two are there while the "
+        "newer is written",
     )
     args = parser.parse_args()
     if args.label_smoothing and args.loss != "sigmoid":
@@ -850,16 +907,15 @@ def main():
 
     # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.
     model, tokenizer, adapter = load_policy(args)
-    if args.overwrite and args.output.exists():
-        clear(args.output, meta)
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
+    check_disk(model, weights, args)
+    make_directory(args, meta)
     masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     max_grad_norm = args.max_grad_norm or math.inf
     print_memory(weights, masters, adapter.base, args)
 
     # On what, and from which step on
-    args.output.mkdir(exist_ok=True)
     # A reference of an earlier run is taken as it is: it may be from other devices
     reference_is_new = not (args.output / "reference.jsonl").exists()
     reference = reference_logps(model, tokenizer, groups, root, args)
@@ -869,6 +925,7 @@ def main():
     metrics = open_metrics(args.output / "metrics.jsonl", n_done)
     to_watch = [group for batch in batches[n_done:] for group in batch]
     all_watched = vlm.watch_each(model, tokenizer, to_watch, root, args, "training")
+    saved = time.monotonic()
 
     for step, batch in enumerate(batches[n_done:], n_done + 1):
         clock = time.time()
@@ -890,12 +947,12 @@ def main():
 
         row = {"step": step, "epoch": step * args.epochs / len(batches), "loss": passes.loss}
         row |= summarize(passes)
-        row |= {"grad_norm": grad_norm, "learning_rate": lr}
-        row |= {"tokens/s": passes.lengths.sum().item() / (time.time() - clock)}
+        speed = passes.lengths.sum().item() / (time.time() - clock)
+        row |= {"grad_norm": grad_norm, "learning_rate": lr, "tokens/s": speed}
         metrics.write(json.dumps(row) + "\n")
-        if step % args.save_every == 0 or step == len(batches):
+        if step == len(batches) or time.monotonic() - saved >= 60 * args.save_every:
             check_weights_finite(model)
-            save_checkpoint(args.output, step, masters, optimizer)
+            saved = save_checkpoint(args.output, step, masters, optimizer)
 
     n_pairs = sum(len(pairs) for _, pairs in groups)
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}

@@ -5,6 +5,9 @@ import json
 import math
 import pathlib
 import resource
+import shutil
+import time
+import types
 
 import pytest
 import torch
@@ -441,7 +444,7 @@ def test_every_segment_is_in_every_epoch(train, pairs_with_segments, monkeypatch
 
 def test_a_training_stopped_after_any_step_resumes_to_the_same_bytes(train, pairs_with_segments, monkeypatch):
     # Three segments, two a step, three epochs: every second step is short
-    flags = ("--lr", "1e-3", "--epochs", "3", "--videos-per-step", "2", "--save-every", "1")
+    flags = ("--lr", "1e-3", "--epochs", "3", "--videos-per-step", "2", "--save-every", "0")
     whole, steps = train("whole", *flags)
     assert len(steps) == 6
     for n_steps in range(6):
@@ -577,9 +580,16 @@ def interrupt_after(n_steps):
     return accumulate_or_stop
 
 
+@pytest.fixture
+def minutes(monkeypatch, updates):
+    """A clock on which every update takes a minute, and nothing else takes any time."""
+    clock = types.SimpleNamespace(time=time.time, monotonic=lambda: 60.0 * len(updates))
+    monkeypatch.setattr(dpo, "time", clock)
+
+
 @pytest.mark.parametrize("how", ["--dtype=float32", "--dtype=bfloat16", "--tune=lora"])
-def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, how):
-    # 12 steps
+def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, minutes, how):
+    # 12 steps of a minute each
     flags = ("--lr", "1e-3", "--epochs", "6", "--videos-per-step", "1", "--save-every", "3", how)
     whole, steps = train("whole", *flags)
     # Stopped after steps 1 (no checkpoint yet), 4, 7 and 11: the newest checkpoints are those of steps 3, 6 and 9
@@ -598,27 +608,130 @@ def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monke
     assert not (output / "reference.jsonl").exists()
 
 
-def test_a_damaged_checkpoint_is_named(train, pairs, monkeypatch):
-    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "2")
+def list_checkpoints(output):
+    return sorted(path.name for path in output.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize("interval, saved_after", [("0", [1, 2, 3, 4, 5, 6]), ("2", [2, 4, 6]), ("4.5", [5, 6])])
+def test_checkpoints_come_by_the_clock_and_after_the_last_step_and_one_is_kept(
+    train, pairs, monkeypatch, minutes, interval, saved_after
+):
+    output = pairs.parent / "model"
+    there = []  # after each step that saved one
+    save = dpo.save_checkpoint
+
+    def note(*arguments):
+        saved = save(*arguments)
+        there.append(list_checkpoints(output))
+        return saved
+
+    monkeypatch.setattr(dpo, "save_checkpoint", note)
+    train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", interval)
+    assert there == [[f"checkpoint-{step:06}.state"] for step in saved_after]
+
+
+def stop_after_saving(train, monkeypatch, flags):
+    """Stop a training of six steps when nothing but the model is left to be written."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(dpo, "save", interrupt)
         train("model", *flags)
-    files = sorted((pairs.parent / "model").glob("checkpoint-*"))
-    assert [file.name for file in files] == ["checkpoint-000004.state", "checkpoint-000006.state"]
 
-    newest = files[1]
+
+def test_a_damaged_checkpoint_is_named_and_the_training_starts_again_without_it(train, pairs, monkeypatch):
+    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "0")
+    whole, _ = train("whole", *flags)
+    stop_after_saving(train, monkeypatch, flags)
+    [newest] = (pairs.parent / "model").glob("checkpoint-*")
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(common.InputError, match="checkpoint-000006.state: .*resumes from the checkpoint before it"):
+    with pytest.raises(
+        common.InputError, match=r"checkpoint-000006.state: .* it is damaged. .* starts again at step 1"
+    ):
+        train("model", *flags)
+
+    newest.unlink()
+    output, metrics = train("model", *flags)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_of_two_checkpoints_the_newer_is_taken_and_the_older_is_named_if_that_is_damaged(
+    train, pairs, monkeypatch, capsys
+):
+    # A process that is killed while it removes the older one leaves two
+    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "remove_old_checkpoints", lambda output: None)
+        stop_after_saving(train, monkeypatch, flags)
+    output = pairs.parent / "model"
+    assert list_checkpoints(output) == [f"checkpoint-{step:06}.state" for step in (1, 2, 3, 4, 5, 6)]
+
+    newest = output / "checkpoint-000006.state"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(common.InputError, match=r"Remove this file, and the training resumes from checkpoint-000005"):
         train("model", *flags)
     newest.unlink()
-    _, metrics = train("model", *flags)
-    assert metrics[-1]["step"] == 6
+    stop_after_saving(train, monkeypatch, flags)
+    assert "resuming after step 5" in capsys.readouterr().out
+    assert list_checkpoints(output) == ["checkpoint-000006.state"]
+
+
+# Of 128 channels, 219 words and 4 layers with biases of q, k, v: embedding and head, attention, MLP, norms
+TRAINED = 2 * 219 * 128 + 4 * (4 * 128**2 + 3 * 128 + 3 * 128 * 320 + 2 * 128) + 128
+
+
+@pytest.mark.parametrize(
+    "tune, n_trained", [("full", TRAINED), ("lora", 4 * 16 * (4 * (128 + 128) + 3 * (128 + 320)))], ids=["full", "lora"]
+)
+def test_a_disk_without_room_for_two_checkpoints_is_refused_before_the_training(
+    train, pairs, monkeypatch, capsys, tune, n_trained
+):
+    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "0", "--tune", tune)
+    two_checkpoints = 2 * 12 * n_trained  # a float32 master and two moments; more than one and the model
+
+    def leave_free(n_bytes):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=n_bytes))
+
+    leave_free(two_checkpoints - 1)
+    with pytest.raises(
+        common.InputError, match=r"needs 0.0 GiB of disk, for two checkpoints.*the same command resumes"
+    ):
+        train("model", *flags)
+    assert not (pairs.parent / "model").exists()
+
+    leave_free(two_checkpoints)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "save", interrupt)
+        train("model", *flags)
+    said = capsys.readouterr().out
+    gib = two_checkpoints / 2 / 2**30
+    assert (
+        f"disk: checkpoints of {gib:.2f} GiB, after every step, two while one is written; a model of 0.00 GiB" in said
+    )
+
+    # The checkpoint that is there makes room for the next one, or for the model
+    leave_free(two_checkpoints // 2)
+    train("model", *flags)
+    assert "disk: checkpoints of" in capsys.readouterr().out
+
+
+def test_what_is_overwritten_makes_room(train, pairs, monkeypatch):
+    output, _ = train("model")
+    before = common.read_json(common.meta_path(output))
+    missing = 2 * 12 * TRAINED - sum(path.stat().st_size for path in output.iterdir())
+    free = [missing - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free[0]))
+    with pytest.raises(common.InputError, match="Make room, and the same command resumes"):
+        train("model", "--beta", "0.2", "--overwrite")
+    assert common.read_json(common.meta_path(output)) == before
+    assert (output / "model.safetensors").exists()
+    free[0] = missing
+    train("model", "--beta", "0.2", "--overwrite")
 
 
 def test_a_training_killed_before_it_deletes_its_checkpoints_leaves_a_model_that_can_be_read(train, pairs, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pathlib.Path, "unlink", interrupt)
-        train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", "4")
+        train("model", "--epochs", "3", "--videos-per-step", "1")  # one checkpoint, after the last step
     output = pairs.parent / "model"
     assert list(output.glob("checkpoint-*"))
     assert vlm.load_model(output, ["cpu"])
@@ -626,7 +739,7 @@ def test_a_training_killed_before_it_deletes_its_checkpoints_leaves_a_model_that
 
 def test_a_full_disk_gives_no_traceback_and_the_training_resumes(train, capsys):
     """A limit on the size of files does what a full disk does: the first checkpoint cannot be written whole."""
-    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "2")
+    flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "0")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:

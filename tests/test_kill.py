@@ -79,7 +79,7 @@ def chain(tmp_path_factory):
         world.write_split(root, split, 8, seed=0)
     (root / "round1" / "broken.mp4").write_text("not a video")
 
-    training = ["--epochs", 4, "--videos-per-step", 2, "--lr", "1e-4", "--save-every", 2]
+    training = ["--epochs", 4, "--videos-per-step", 2, "--lr", "1e-4", "--save-every", 0]
     plan = [  # stage, input, output, more options, the file within the output that is compared
         (generate, "round1", "responses.jsonl", [], ""),
         (critique, "responses.jsonl", "critiques.jsonl", [], ""),

@@ -378,7 +378,6 @@ def parse(stage, monkeypatch, *more):
         ("lora-rank", 1, [dpo]),
         ("epochs", 1, [dpo]),
         ("videos-per-step", 1, [dpo]),
-        ("save-every", 1, [dpo]),
     ],
 )
 def test_numbers_that_are_too_low_are_refused_by_name(option, least, stages, monkeypatch, capsys):
@@ -400,6 +399,7 @@ def test_numbers_that_are_too_low_are_refused_by_name(option, least, stages, mon
         ("temperature", ["0", "0.7", "1e38"], ["-0.1", "1e39", "1e-46"], [generate]),
         ("top-p", ["1e-6", "1"], ["0", "1.001", "1e-46"], [generate]),
         ("max-bad", ["0", "1"], ["-0.1", "1.1"], STAGES),
+        ("save-every", ["0", "0.5", "1e6"], ["-1", "1e39"], [dpo]),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_in_one_line(option, good, bad, stages, monkeypatch, capsys):

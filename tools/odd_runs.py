@@ -45,7 +45,6 @@ WHOLE_NUMBERS = {
     "lora-alpha": ((dpo,), 1, WHOLE),
     "epochs": ((dpo,), 1, 10_000),
     "videos-per-step": ((dpo,), 1, WHOLE),
-    "save-every": ((dpo,), 1, WHOLE),
 }
 LARGE = 3e38  # float32 ends at 3.4e38
 # {option: (stages that have it, values inside the range, values outside)}
@@ -60,6 +59,7 @@ NUMBERS = {
     "warmup": ((dpo,), [0, 0.1, 1], [-0.1, 1.1]),
     "weight-decay": ((dpo,), [0, 0.01, LARGE], [-0.01]),
     "max-grad-norm": ((dpo,), [0, 1, LARGE], [-1, -1e-9]),
+    "save-every": ((dpo,), [0, 0.5, LARGE], [-1, -1e-9]),
 }
 NO_NUMBERS = ["nan", "inf", "-inf", "1e400", "1e39", "-1e39", "1e-46", "half", "", "1,5", "0x10"]
 
