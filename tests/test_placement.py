@@ -14,6 +14,7 @@ import types
 import pytest
 import safetensors
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -22,6 +23,7 @@ import dpo
 import prompts
 import vlm
 from conftest import MODEL
+from tools import memory
 from vlm import placement
 
 # ------------------------------------------------------------------------------
@@ -332,3 +334,88 @@ def test_the_plan_is_printed_and_followed(model, monkeypatch, capsys):
     assert "to lm_head.weight, 0.00 GiB" in last
     for mine, theirs in zip(split.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+# ------------------------------------------------------------------------------
+# Several GPUs, and a model that fits on one
+
+GIB = 2**30
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Make torch see GPUs with so many bytes each."""
+
+    def see(*sizes):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(sizes))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda number: types.SimpleNamespace(total_memory=sizes[number])
+        )
+
+    return see
+
+
+def ask_for(**changed):
+    """The options of an answering stage that are looked at before a model is loaded."""
+    options = {"model": MODEL, "devices": None, "dtype": None, "frames": None, "shard": "0/1"}
+    return argparse.Namespace(**options | changed)
+
+
+def test_answering_is_the_weights_and_the_cache_of_a_video_by_hand(tmp_path):
+    config = vlm.load_model(MODEL, ["cpu"]).config
+    n_weights = sum(entry.shape.numel() for entry in placement.files.read_header(MODEL / "model.safetensors").values())
+    # 4 layers, keys and values, 128 channels; 8 frames of 16 visual tokens, and 8 that name the frame
+    cache = 4 * 2 * 128 * 8 * (16 + 8)
+    assert placement.count_answering(MODEL, config, 8, torch.bfloat16) == 2 * (n_weights + cache)
+    assert placement.count_answering(MODEL, config, 8, torch.float32) == 4 * (n_weights + cache)
+
+    model = vlm.load_model(MODEL, ["cpu"])
+    vlm.add_lora(model.model.language_model.layers, 2, 4)
+    vlm.save_adapter(model, tmp_path, vlm.Adapter(str(MODEL), 2, 4))
+    factors = 4 * 2 * (4 * (128 + 128) + 3 * (128 + 320))  # of rank 2, in float32 whatever the weights are
+    assert placement.count_answering(tmp_path, config, 8, torch.bfloat16) == 2 * (n_weights + cache) + 4 * factors
+
+
+def test_it_counts_what_the_memory_tool_counts():
+    config = transformers.InternVLConfig.from_pretrained(MODEL)
+    options = {"dtype": "bfloat16", "frames": 8, "pairs": 6, "question_tokens": 40, "answer_tokens": 100}
+    options |= {"videos_per_step": 8, "activation_checkpointing": False, "tune": "full", "lora_rank": 16}
+    [row] = memory.plan(config, ["cuda:0"], argparse.Namespace(**options))
+    assert placement.count_answering(MODEL, config, 8, torch.bfloat16) == row.answering
+
+
+def test_one_process_a_gpu_is_said_to_be_faster_where_the_model_fits_on_the_smallest(gpus, capsys):
+    needed = 16 * GIB
+    for sizes, said in (
+        ((80 * GIB, 20 * GIB), True),  # 4 GiB are left for the prefill
+        ((80 * GIB, 20 * GIB - 1), False),
+        ((80 * GIB,), False),  # nothing to spread over
+        ((), False),
+    ):
+        gpus(*sizes)
+        placement.tell_faster_way(needed)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == said
+        if said:
+            assert "spreads the model over 2 GPUs, though it fits on one (16.0 of 20.0 GiB)" in lines[0]
+            assert "--devices cuda:0 --shard 0/2, --devices cuda:1 --shard 1/2, ..." in lines[0]
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [({}, True), ({"shard": "1/2"}, True), ({"devices": "cuda:0"}, False), ({"ask": "what is there?"}, False)],
+)
+def test_it_is_said_by_stages_that_can_be_sharded_and_take_all_gpus(gpus, monkeypatch, capsys, changed, said):
+    gpus(80 * GIB, 80 * GIB)
+    monkeypatch.setattr(placement, "load_model", lambda *arguments: "a model")
+    placement.load(ask_for(**changed))
+    assert ("faster is one process a GPU" in capsys.readouterr().out) == said
+
+
+def test_dpo_which_has_no_shards_says_nothing_of_them(gpus, monkeypatch, capsys):
+    gpus(80 * GIB, 80 * GIB)
+    monkeypatch.setattr(placement, "load_model", lambda *arguments: "a model")
+    args = ask_for()
+    del args.shard
+    placement.load(args)
+    assert capsys.readouterr().out == ""

@@ -26,6 +26,7 @@ from vlm.lora import PEFT_PREFIX, add_lora, find_factors, read_adapter
 
 # The files that are needed, and those that a model made from this one takes over
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "LICENSE*"]
+PREFILL_ROOM = 4 * 2**30  # bytes left free for what the prefill of a video holds, beside the cache
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -39,8 +40,49 @@ def load(args):
     dtype = getattr(torch, args.dtype) if args.dtype else None
     tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
     config = read_config(find_base(args.model))
-    limits.check_frames(tokenizer, config, choose_n_frames(args.frames, config))
+    n_frames = choose_n_frames(args.frames, config)
+    limits.check_frames(tokenizer, config, n_frames)
+    if hasattr(args, "shard") and not devices and not getattr(args, "ask", None):
+        tell_faster_way(count_answering(args.model, config, n_frames, dtype or torch.bfloat16))
     return load_model(args.model, devices, dtype), tokenizer
+
+
+def tell_faster_way(needed: int):
+    """Print a line if one process takes several GPUs, each of which has room for the whole model.
+
+    Over several GPUs one answers while the others wait; with a process for each, all of them work.
+
+    needed: bytes that answering needs, as count_answering gives them
+    """
+    n_gpus = torch.cuda.device_count()
+    if n_gpus < 2:
+        return
+    # Not what is free: to ask for that takes some hundred MiB of each GPU
+    smallest = min(torch.cuda.get_device_properties(n).total_memory for n in range(n_gpus))
+    if needed + PREFILL_ROOM > smallest:
+        return
+    print(
+        f"one process spreads the model over {n_gpus} GPUs, though it fits on one "
+        f"({needed / 2**30:.1f} of {smallest / 2**30:.1f} GiB): faster is one process a GPU, each "
+        f"with its own --output, by --devices cuda:0 --shard 0/{n_gpus}, "
+        f"--devices cuda:1 --shard 1/{n_gpus}, ...; cat joins the outputs (docs/real-models.md)"
+    )
+
+
+def count_answering(path, config, n_frames: int, dtype) -> int:
+    """Count the bytes of a model's weights and of one video's cache, from config and headers."""
+    n_bytes = 0
+    for header in files.read_headers(find_base(path)).values():
+        n_bytes += dtype.itemsize * sum(entry.shape.numel() for entry in header.values())
+    if read_adapter(path).rank:
+        factors = files.read_header(find_factors(path))
+        n_bytes += 4 * sum(entry.shape.numel() for entry in factors.values())  # float32
+
+    text = config.text_config
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    n_tokens = n_frames * (config.image_seq_length + 8)  # 8: "Frame1: <img></img>\n"
+    n_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * n_tokens
+    return n_bytes + dtype.itemsize * n_numbers
 
 
 def load_tokenizer(path):
