@@ -315,8 +315,8 @@ def main():
     print_row("in all", total)
 
 
-def parse_args():
-    """Parse the command line."""
+def parse_args(words: list[str] | None = None):
+    """Parse the command line, or words in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     parser.add_argument(
         "model",
@@ -377,7 +377,7 @@ def parse_args():
         action="store_true",
         help="compute activations again in the backward pass (default: keep them)",
     )
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def print_row(name: str, row: Row):

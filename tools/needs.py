@@ -1,0 +1,320 @@
+r"""Say what a run of tools/loop.sh needs before it starts: videos, memory, disk.
+
+    python -m tools.needs --model shapes/model --videos 'runs/shapes/round{round}' \
+        --run runs/loop --rounds 4 -- --beta 3 --epochs 2
+
+What follows -- are options of dpo.py. Nothing is loaded: videos are counted by
+their names, memory is what tools.memory calculates from config.json for six
+pairs a video, and the disk is counted by the weights:
+
+models         one a round: all weights, or with --tune lora the adapter
+checkpoints    12 bytes for every trained weight; two at once while the newer
+               one is written, or one while the model is
+not counted    rows (JSONL), results of benchmarks, caches of the hub
+
+What cannot work is refused. What will not fit by these figures is a warning,
+as they are no more than figures.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+
+import benchmarks
+import common
+import dpo
+import evaluate
+import generate
+import vlm
+from tools import memory
+from vlm import families, placement
+
+GIB = 2**30
+USABLE = 0.9  # share of a device's memory: tools.memory says what it does not count
+
+
+def main():
+    """Print what the run needs, and what of it will not fit."""
+    args, words = parse_args()
+    training = parse_training(args, words)
+    vlm.check_model(args.model)
+    if args.benchmark:
+        check_benchmark(*args.benchmark)
+
+    warnings = tell_videos(args)
+    plan = plan_memory(args, training)
+    warnings += tell_memory(args, plan)
+    warnings += tell_disk(args, plan)
+    for warning in warnings:
+        print(f"warning: {warning}")
+
+
+def check_benchmark(name: str, directory: str):
+    """Raise InputError if evaluate.py would not find this benchmark, or videos of it, on the disk.
+
+    Scoring begins when the first round is done, or out of sight: a mistyped path would show late.
+    """
+    names = ("shapes", *benchmarks.names())
+    if name not in names:
+        raise common.InputError(f"--benchmark {name}: it is none of {', '.join(names)}")
+    items = evaluate.load_items(name, directory)
+    videos = {item["video"] for item in items}
+    missing = sorted(video for video in videos if not Path(directory, video).exists())
+    if missing:
+        raise common.InputError(
+            f"--benchmark {name} {directory}: {len(missing)} of {len(videos)} videos are missing, "
+            f"such as {missing[0]}. Get them, or leave --benchmark out and score what there is by "
+            "evaluate.py --partial"
+        )
+    print(f"benchmark: {name}, {len(items):,} questions about {len(videos):,} videos")
+
+
+# ------------------------------------------------------------------------------
+# Videos
+
+
+def tell_videos(args) -> list[str]:
+    """Print how many videos each round takes -> warnings.
+
+    Raises:
+        InputError: if a round would have none, or if a pool has too few for all rounds
+    """
+    rounds = range(1, args.rounds + 1)
+    if any("{round}" in directory for directory in args.videos):
+        taken = []
+        for number in rounds:
+            n_found = len(
+                find_videos([name.replace("{round}", f"{number}") for name in args.videos])
+            )
+            taken.append(min(n_found, args.limit or n_found))
+        print(f"videos: {', '.join(f'{n:,}' for n in taken)} in rounds 1 to {args.rounds}")
+        return []
+
+    pool = find_videos(args.videos)
+    if not args.limit:
+        print(f"videos: {len(pool):,}, which every round takes; with --limit N they would differ")
+        return []
+    if args.rounds * args.limit > len(pool):
+        raise common.InputError(tell_what_is_missing(args.rounds, args.limit, len(pool)))
+    print(
+        f"videos: {len(pool):,} in the pool, of which each of {args.rounds} rounds takes "
+        f"{args.limit:,} of its own"
+    )
+    return find_changed_pool(args, pool)
+
+
+def find_videos(directories: list[str]) -> list[Path]:
+    """Find the videos of all directories, as generate.py does; each counts once."""
+    files = []
+    try:
+        for directory in directories:
+            files += generate.find_input(Path(directory))
+    except common.InputError as error:
+        raise common.InputError(str(error).replace("--input", "--videos", 1)) from error
+    return list(dict.fromkeys(files))
+
+
+def tell_what_is_missing(rounds: int, limit: int, n: int) -> str:
+    """Say how many of a pool of n videos each round would get.
+
+    >>> print(tell_what_is_missing(4, 1000, 2500))
+    4 rounds of --limit 1,000 take 4,000 videos, but there are 2,500: rounds 1 to 4 would get \
+1,000, 1,000, 500, 0. Add videos, or take --limit 625 or fewer --rounds
+    """
+    got = [min(limit, max(0, n - number * limit)) for number in range(rounds)]
+    return (
+        f"{rounds} rounds of --limit {limit:,} take {rounds * limit:,} videos, but there are "
+        f"{n:,}: rounds 1 to {rounds} would get {', '.join(f'{each:,}' for each in got)}. "
+        f"Add videos, or take --limit {n // rounds} or fewer --rounds"
+    )
+
+
+def find_changed_pool(args, pool: list[Path]) -> list[str]:
+    """Compare the pool with those that rounds were drawn from before -> a warning, if it changed.
+
+    Another pool has another order, so that a round yet to come may take an earlier round's videos.
+    """
+    drawn = {}  # the pools of rounds, by their numbers
+    for number in range(1, args.rounds + 1):
+        path = common.meta_path(Path(args.run, f"round{number}", "responses.jsonl"))
+        if path.exists():
+            drawn[number] = common.read_json(path).get("pool")
+    if not drawn or len(drawn) == args.rounds:  # nothing was drawn, or nothing is drawn any more
+        return []
+    root = os.path.commonpath([file.parent for file in pool])
+    now = generate.describe_pool(Path(root), pool)
+    changed = [number for number, before in drawn.items() if before and before != now]
+    if not changed:
+        return []
+    return [
+        f"round {changed[0]} was drawn from {drawn[changed[0]]['n']:,} videos, and --videos has "
+        f"{now['n']:,} now, or others: rounds that are yet to come may take videos of earlier "
+        "ones again. Put --videos back to what they were, or begin another --run"
+    ]
+
+
+# ------------------------------------------------------------------------------
+# Memory and disk
+
+
+class Plan(NamedTuple):
+    """What tools.memory calculates for a run."""
+
+    devices: list[str]
+    rows: list[memory.Row]  # one for each device
+    n_trained: int  # weights
+    saved: int  # bytes of the model of a round
+
+
+def plan_memory(args, training) -> Plan:
+    """Calculate what answering and training need on the devices that they take.
+
+    training: the options of dpo.py
+    """
+    devices = training.devices.split(",") if training.devices else None
+    if not devices:
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    placement.check_devices(devices)
+    on_cpu = devices[0].startswith("cpu")
+    dtype = training.dtype or ("float32" if on_cpu else "bfloat16")
+
+    config = transformers.InternVLConfig.from_pretrained(vlm.find_base(args.model))
+    rank = vlm.read_adapter(args.model).rank or training.lora_rank
+    options = ["--dtype", dtype, "--tune", training.tune, "--lora-rank", rank]
+    options += ["--frames", families.choose_n_frames(training.frames, config)]
+    options += ["--videos-per-step", training.videos_per_step]
+    if training.activation_checkpointing:
+        options.append("--activation-checkpointing")
+    words = [args.model, *options]
+    rows = memory.plan(config, devices, memory.parse_args([str(word) for word in words]))
+
+    gradients = sum(row.gradients for row in rows)  # factors are float32 whatever the weights are
+    if training.tune == "lora":
+        return Plan(devices, rows, gradients // 4, gradients)
+    itemsize = getattr(torch, dtype).itemsize
+    return Plan(devices, rows, gradients // itemsize, sum(row.weights for row in rows))
+
+
+def tell_memory(args, plan: Plan) -> list[str]:
+    """Print what answering and training need beside what the devices have -> warnings."""
+    there = [measure_device(device) for device in plan.devices]
+    answering = [row.answering for row in plan.rows]
+    training = [row.training for row in plan.rows]
+    where = "the machine" if plan.devices == ["cpu"] else plan.devices[0]
+    if len(plan.devices) > 1:
+        where = f"the smallest of {len(plan.devices)} devices"
+    print(
+        f"memory, GiB: answering {max(answering) / GIB:.2f}, training {max(training) / GIB:.2f} "
+        f"(calculated, on the fullest device); {where} has {min(there) / GIB:.1f}"
+    )
+    warnings = []
+    for what, needed, helps in (
+        ("answering", answering, "fewer --frames, or more GPUs"),
+        ("training", training, "-- --activation-checkpointing, -- --tune lora, or more GPUs"),
+    ):
+        for device, n_bytes, n_there in zip(plan.devices, needed, there):
+            if n_bytes > USABLE * n_there:
+                warnings.append(
+                    f"{what} needs {n_bytes / GIB:.1f} GiB on {device}, which has "
+                    f"{n_there / GIB:.1f}, of which a tenth should be left free; what helps: "
+                    f"{helps} (python -m tools.memory {args.model})"
+                )
+                break  # one device says it
+    return warnings
+
+
+def measure_device(device: str) -> int:
+    """Give the bytes of a GPU's memory, or of the machine's."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(torch.device(device).index or 0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def tell_disk(args, plan: Plan) -> list[str]:
+    """Print what the rounds that are left write beside what is free -> warnings."""
+    n_left = 0
+    for number in range(1, args.rounds + 1):
+        path = common.meta_path(Path(args.run, f"round{number}", "model"))
+        n_left += not (path.exists() and common.read_json(path).get("finished"))
+    checkpoint = dpo.CHECKPOINT_BYTES * plan.n_trained
+    needed = count_disk(n_left, plan.saved, checkpoint)
+
+    place = Path(args.run).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    print(
+        f"disk, GiB: a model {plan.saved / GIB:.2f} a round, a checkpoint {checkpoint / GIB:.2f}, "
+        f"two while one is written; {n_left} rounds are left and need {needed / GIB:.1f}; "
+        f"{free / GIB:.1f} are free"
+    )
+    if needed <= free:
+        return []
+    return [
+        f"the disk of {args.run} has {free / GIB:.1f} GiB free, and the rounds that are left need "
+        f"{needed / GIB:.1f}; what helps: another --run, -- --tune lora, or to move the models of "
+        "earlier rounds away when they have been scored"
+    ]
+
+
+def count_disk(n_rounds: int, model: int, checkpoint: int) -> int:
+    """Count the bytes on the disk at the fullest moment of so many rounds: in the last training.
+
+    Then the models of all rounds before it are there, and two checkpoints, or one and the model.
+
+    >>> count_disk(4, 15, 86)  # 3 models of 15, 2 checkpoints of 86
+    217
+    >>> count_disk(1, 15, 1)
+    16
+    """
+    if n_rounds == 0:
+        return 0
+    return (n_rounds - 1) * model + checkpoint + max(checkpoint, model)
+
+
+# ------------------------------------------------------------------------------
+# The command line
+
+
+def parse_args():
+    """Parse the command line -> (arguments, the words that follow --)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="as in tools/loop.sh, like all options here")
+    add("--videos", required=True, nargs="+", metavar="DIR", help="directories of videos")
+    add("--run", required=True, metavar="RUN", help="directory of the run")
+    add("--rounds", type=common.at_least(1), default=4, metavar="N", help="number of rounds")
+    add("--limit", type=common.at_least(1), metavar="N", help="videos of a round (default: all)")
+    add(
+        "--frames",
+        type=common.at_least(1),
+        metavar="N",
+        help="frames of a video (default: the checkpoint says it)",
+    )
+    add("--benchmark", nargs=2, metavar=("NAME", "DIR"), help="what models are scored on")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:end]), words[end + 1 :]
+
+
+def parse_training(args, words: list[str]):
+    """Parse the options of dpo.py, as the loop's commands will give them."""
+    ours = ["--model", args.model, "--input", "pairs.jsonl", "--output", "model"]
+    if args.frames:
+        ours += ["--frames", str(args.frames)]
+    before = sys.argv
+    sys.argv = ["dpo.py", *ours, *words]
+    try:
+        return dpo.parse_args()
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    common.run(main)
