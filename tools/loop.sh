@@ -142,12 +142,12 @@ finish_scoring() {
 }
 
 stop_scoring() {
-  [[ ! $scoring ]] || { kill -- "-$scoring"; wait "$scoring"; } 2> /dev/null
+  [[ ! $scoring ]] || { kill -- "-$scoring"; wait "$scoring"; } 2> /dev/null || true
 }
 trap stop_scoring EXIT
 
 run python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
-  --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" \
+  --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" \
   ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
 start_scoring "$model" "$run/base"
 for ((round = 1; round <= rounds; round++)); do

@@ -31,6 +31,7 @@ import common
 import dpo
 import evaluate
 import generate
+import prompts
 import vlm
 from tools import memory
 from vlm import families, placement
@@ -44,6 +45,9 @@ def main():
     args, words = parse_args()
     training = parse_training(args, words)
     vlm.check_model(args.model)
+    dpo.check_adapter(training)
+    if args.prompts:
+        prompts.read(args.prompts)
     if args.benchmark:
         check_benchmark(*args.benchmark)
 
@@ -100,24 +104,24 @@ def tell_videos(args) -> list[str]:
     if not args.limit:
         print(f"videos: {len(pool):,}, which every round takes; with --limit N they would differ")
         return []
-    if args.rounds * args.limit > len(pool):
+    drawn = read_pools(args)
+    if args.rounds * args.limit > len(pool) and len(drawn) < args.rounds:
         raise common.InputError(tell_what_is_missing(args.rounds, args.limit, len(pool)))
     print(
         f"videos: {len(pool):,} in the pool, of which each of {args.rounds} rounds takes "
         f"{args.limit:,} of its own"
     )
-    return find_changed_pool(args, pool)
+    if len(drawn) == args.rounds:
+        return []  # nothing is drawn any more
+    return find_changed_pool(drawn, pool)
 
 
 def find_videos(directories: list[str]) -> list[Path]:
     """Find the videos of all directories, as generate.py does; each counts once."""
-    files = []
     try:
-        for directory in directories:
-            files += generate.find_input(Path(directory))
+        return generate.order_pool(directories, seed=0)
     except common.InputError as error:
         raise common.InputError(str(error).replace("--input", "--videos", 1)) from error
-    return list(dict.fromkeys(files))
 
 
 def tell_what_is_missing(rounds: int, limit: int, n: int) -> str:
@@ -135,18 +139,21 @@ def tell_what_is_missing(rounds: int, limit: int, n: int) -> str:
     )
 
 
-def find_changed_pool(args, pool: list[Path]) -> list[str]:
-    """Compare the pool with those that rounds were drawn from before -> a warning, if it changed.
-
-    Another pool has another order, so that a round yet to come may take an earlier round's videos.
-    """
-    drawn = {}  # the pools of rounds, by their numbers
+def read_pools(args) -> dict[int, dict | None]:
+    """Read which pools rounds were drawn from before -> {round: what generate.py noted of it}."""
+    drawn = {}
     for number in range(1, args.rounds + 1):
         path = common.meta_path(Path(args.run, f"round{number}", "responses.jsonl"))
         if path.exists():
             drawn[number] = common.read_json(path).get("pool")
-    if not drawn or len(drawn) == args.rounds:  # nothing was drawn, or nothing is drawn any more
-        return []
+    return drawn
+
+
+def find_changed_pool(drawn: dict, pool: list[Path]) -> list[str]:
+    """Compare the pool with those that rounds were drawn from before -> a warning, if it changed.
+
+    Another pool has another order, so that a round yet to come may take an earlier round's videos.
+    """
     root = os.path.commonpath([file.parent for file in pool])
     now = generate.describe_pool(Path(root), pool)
     changed = [number for number, before in drawn.items() if before and before != now]
@@ -297,6 +304,7 @@ def parse_args():
         metavar="N",
         help="frames of a video (default: the checkpoint says it)",
     )
+    add("--prompts", metavar="FILE", help="other prompts")
     add("--benchmark", nargs=2, metavar=("NAME", "DIR"), help="what models are scored on")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
