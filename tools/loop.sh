@@ -86,6 +86,8 @@ for lr in "${lrs[@]}"; do
 done
 ((${#lrs[@]} == 0 || ${#lrs[@]} == rounds)) || refuse "--lrs has ${#lrs[@]} for $rounds rounds"
 [[ -f generate.py ]] || refuse "$PWD has no generate.py; start it from the repository's root"
+[[ $dry_run ]] || command -v python > /dev/null ||
+  refuse "there is no python; source .venv/bin/activate first"
 
 n_own=0  # directories of which every round has its own
 for directory in "${videos[@]}"; do
