@@ -1,4 +1,4 @@
-"""What two stages or more use: the record, JSONL files, outputs that resume, options.
+"""What two stages or more use: the record, JSONL files, options, what meta.json says.
 
 It imports none of the project's other modules: everything else may use it.
 """
@@ -10,17 +10,14 @@ import math
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import filelock
 import numpy as np
 import safetensors
 import torch
@@ -502,6 +499,37 @@ def read_input(
     return Path(root), groups
 
 
+def read_inputs(paths: list, videos, require: tuple) -> tuple[Path, list]:
+    """Read the rows of several inputs, whose videos may have different roots.
+
+    Returns:
+        (common root, [(video, its rows), ...]): the videos' paths begin at the common root, and
+        ids have their file before them, since those of two files may be the same. Of a single
+        input both are as they are
+
+    Raises:
+        InputError: also if an input is named twice
+    """
+    if len(paths) == 1:
+        return read_input(paths[0], videos, require)
+    places = {}
+    for path in paths:
+        place = Path(path).resolve()
+        if place in places:
+            raise InputError(f"--input {path} is there twice, as {places[place]} too")
+        places[place] = path
+
+    inputs = [read_input(path, videos, require) for path in paths]
+    joined = Path(os.path.commonpath([root for root, _ in inputs]))
+    rows = []
+    for path, (root, groups) in zip(paths, inputs):
+        below = root.relative_to(joined)
+        for video, group in groups:
+            name = (below / video).as_posix()
+            rows += [row | {"id": f"{path}: {row['id']}", "video": name} for row in group]
+    return joined, group_by_video(rows)
+
+
 def check_rows_are_left(input, groups: list):
     """Raise InputError if every row of an input was dropped before: a stage has nothing to do."""
     drops = Counter(row.get("dropped") for _, rows in groups for row in rows)
@@ -664,346 +692,3 @@ def list_model_files(directory: Path) -> list[Path]:
         paths = {directory / f"{name}" for name in dict(names).values()}
         files.update(path for path in paths if path.is_file())
     return sorted(files)
-
-
-# ------------------------------------------------------------------------------
-# Outputs that resume
-
-
-def begin(output: Path, meta: dict, overwrite: bool, is_whole=None):
-    """Lock an output and write its meta.json.
-
-    An output that is to be overwritten stays as it is until `clear`: when the model has been loaded
-    and something is there to take its place.
-
-    Args:
-        is_whole: a function without arguments that says whether an output that was finished has
-            nothing that is to be done again; None: it never has
-
-    Returns:
-        the lock, which is held as long as the object lives; None if the output is finished
-
-    Raises:
-        InputError: if another process writes it, or it was begun with other arguments
-    """
-    path = meta_path(output)
-    if output.is_symlink() and not output.exists():
-        raise InputError(f"--output {output} is a link that leads nowhere; remove it")
-    try:
-        lock = acquire_lock(output)
-    except OSError:
-        # A finished output on a disk that is read-only needs no lock
-        if not overwrite and output.exists() and is_finished(output, meta, is_whole):
-            return None
-        raise
-    if output.exists() and not path.exists():
-        raise InputError(
-            f"{output} exists without {path.name}, so no stage wrote it. It is left as it is: "
-            "choose another --output, or remove it"
-        )
-    if overwrite and output.exists():
-        # meta.json is still that of the process which wrote the old output
-        replace(process_path(output), f"{os.getpid()}\n")
-        return lock
-    if output.exists() and is_finished(output, meta, is_whole):
-        return None
-    replace(process_path(output), f"{os.getpid()}\n")
-    write_json(path, meta)
-    return lock
-
-
-def is_finished(output: Path, meta: dict, is_whole) -> bool:
-    """Say whether an output is finished, and print it; InputError if it is another's."""
-    check_same_content(output, meta)
-    path = meta_path(output)
-    [finished] = read_keys(path, "finished")
-    if not finished or (is_whole and not is_whole()):
-        return False
-    before = read_json(path)
-    if before.get("prompts") != meta.get("prompts"):  # of later stages; its own are in `content`
-        write_json(path, before | {"prompts": meta.get("prompts")})
-    print(f"{output} is finished; nothing to do")
-    return True
-
-
-def clear(output: Path, meta: dict):
-    """Remove an output that is overwritten, and write the meta.json of the new one."""
-    remove(output)
-    write_json(meta_path(output), meta)
-
-
-def acquire_lock(output: Path):
-    """Lock an output against other processes; InputError names the one that writes it."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--output {output} cannot be written: {error.filename}: {error.strerror}"
-        ) from error
-    file = output.parent / f".{output.name}.lock"
-    lock = filelock.FileLock(file, timeout=0, is_singleton=True)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        path = process_path(output)
-        process = f"process {path.read_text().strip()}" if path.exists() else "another process"
-        raise InputError(f"{output} is being written by {process}") from None
-    return lock
-
-
-def process_path(output: Path) -> Path:
-    """Give the path of the file with the number of the process that has an output's lock."""
-    return output.parent / f".{output.name}.process"
-
-
-def check_same_content(output: Path, meta: dict):
-    """Raise InputError if an output was begun with other arguments; it names the option."""
-    path = meta_path(output)
-    [before] = read_keys(path, "content")
-    differing = [key for key, value in meta["content"].items() if before.get(key) != value]
-    if not differing:
-        return
-    # With other questions, evaluate.py's prompts differ too: the input is the better reason to name
-    others = [key for key in differing if key != "prompts"]
-    key = (others or differing)[0]
-    if key == "model":
-        difference = tell_difference("model", path, meta)
-    elif key == "inputs":
-        difference = tell_difference("input", path, meta)
-    elif key == "prompts":
-        difference = "made with other prompts than the stage has now"
-    else:
-        then = describe_option(key, before.get(key))
-        now = describe_option(key, meta["content"][key])
-        difference = f"begun {then}, now it is {now}"
-    raise InputError(f"{output} was {difference}; --overwrite starts anew")
-
-
-def describe_option(key: str, value) -> str:
-    """Say how an option was given: 'with --frames 8', 'without --frames'."""
-    option = f"--{key.replace('_', '-')}"
-    if value is None or value is False:
-        return f"without {option}"
-    if value is True:
-        return f"with {option}"
-    return f"with {option} {value}"
-
-
-def tell_difference(option: str, path: Path, meta: dict) -> str:
-    """Say that the model or the input is not the one that meta.json has, or that it changed."""
-    [arguments] = read_keys(path, "arguments")
-    then = arguments.get(option, "unknown")
-    now = meta["arguments"][option]
-    place_then = join_paths(then, read_json(path).get("directory"))
-    place_now = join_paths(now, meta.get("directory"))
-    if place_then == place_now:
-        return f"made before the files of its {option} changed ({join_paths(now)})"
-    if join_paths(then) == join_paths(now):  # typed alike, but in two directories
-        return f"made from another {option}: {place_then} then, {place_now} now"
-    return f"made from another {option}: {join_paths(then)} then, {join_paths(now)} now"
-
-
-def join_paths(value, directory: str | None = None) -> str:
-    """Write paths as on the command line: generate.py takes several inputs.
-
-    directory: that relative paths begin from; None leaves them relative
-    """
-    paths = value if isinstance(value, list) else [value]
-    # normpath: m and m/ are the same
-    return " ".join(os.path.normpath(Path(directory or "", path)) for path in paths)
-
-
-def remove(output: Path):
-    """Remove an output, a file or a directory."""
-    if output.is_dir():
-        shutil.rmtree(output)
-    else:
-        output.unlink(missing_ok=True)
-
-
-class Output:
-    """A JSONL output, appended to once per video; an incomplete one is resumed.
-
-    Attributes:
-        finished: whether there is nothing to do
-        left: of the groups, those that are not in the output yet
-        rows: the rows that are in it
-    """
-
-    def __init__(self, path: Path, args, meta: dict, groups: list, again: tuple = ()):
-        """Begin or resume an output for groups, [(video, its rows), ...].
-
-        again: reasons, such as "unreadable_video". Videos that the output has as dropped for one
-            of them are done again, also if it is finished
-        """
-        self.path = path
-        self.meta = meta
-        self.groups = groups
-        self.again = again
-        self.rows = []
-        self.most_bad = args.max_bad * len(groups)
-        self.begun = time.time()
-        self.videos = {row["id"]: video for video, rows in groups for row in rows}
-        self.lock = begin(path, meta, args.overwrite, self.is_whole)
-        self.finished = self.lock is None
-        if self.finished:
-            self.check_something_is_kept()
-        self.replaces = args.overwrite and path.exists()  # until the first write
-        if path.exists() and not self.finished and not self.replaces:
-            self.resume()
-        done = {self.videos[row["id"]] for row in self.rows}
-        self.left = [(video, rows) for video, rows in groups if video not in done]
-
-    def resume(self):
-        """Keep the rows of complete videos that are not to be done again; remove the others."""
-        rows = read_jsonl(self.path, ("id", "video"), incomplete=True)
-        complete = self.check_rows_belong(rows)
-        undone = self.find_undone(rows)
-        # The last video may lack rows. If it is unreadable, it may be the one that ended the run
-        if rows and (not complete or "error" in rows[-1]):
-            undone.add(self.videos[rows[-1]["id"]])
-        self.rows = [row for row in rows if self.videos[row["id"]] not in undone]
-
-        if self.rows == rows[: len(self.rows)]:
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            n_bytes = sum(len(line) for line in lines[: len(self.rows)])
-            os.truncate(self.path, n_bytes)
-        else:
-            write_jsonl(self.path, self.rows)
-        n_videos = len(group_by_video(self.rows))
-        print(f"resuming {self.path}: {n_videos} videos are complete, what is left is done now")
-
-    def check_rows_belong(self, rows: list[dict]) -> bool:
-        """Check that rows are those of the groups: videos in any order, but the rows of each whole.
-
-        Videos that were done again stand behind the others until the output is finished.
-
-        Returns:
-            whether the last video is complete
-
-        Raises:
-            InputError: names the line that does not belong there
-        """
-        firsts = {rows_of_video[0]["id"] for _, rows_of_video in self.groups}
-        following = {}  # id of a row -> id of the next row about its video; None after the last
-        for _, rows_of_video in self.groups:
-            ids = [row["id"] for row in rows_of_video]
-            following.update(zip(ids, [*ids[1:], None]))
-
-        next_id = None  # None: the first row of any video
-        for number, row in enumerate(rows, 1):
-            belongs = row["id"] in firsts if next_id is None else row["id"] == next_id
-            # Where a missing video is looked for is not where it is found
-            is_missing = row.get("dropped") == "missing_video"
-            if not belongs or not (is_missing or row["video"] == self.videos[row["id"]]):
-                raise InputError(
-                    f"{self.path}, line {number}: not the row that belongs here; "
-                    "restore it, or start anew with --overwrite"
-                )
-            next_id = following[row["id"]]
-        return next_id is None
-
-    def find_undone(self, rows: list[dict]) -> set[str]:
-        """Find the videos that are to be done again: dropped for a reason that may be gone."""
-        dropped_before = set()  # by an earlier stage, or since a video is still missing
-        for _, rows_of_video in self.groups:
-            dropped_before.update(row["id"] for row in rows_of_video if "dropped" in row)
-        undone = set()
-        for row in rows:
-            is_dropped_here = row["id"] in self.videos and row["id"] not in dropped_before
-            if is_dropped_here and row.get("dropped") in self.again:
-                undone.add(self.videos[row["id"]])
-        return undone
-
-    def is_whole(self) -> bool:
-        """Say whether a finished output has no video that is to be done again."""
-        if not self.again:
-            return True  # without a look at the rows, which may have been edited since
-        return not self.find_undone(read_jsonl(self.path, ("id", "video")))
-
-    def write(self, rows: list[dict]):
-        """Append the next rows about one video; InputError if too many videos are unreadable."""
-        n_bad = 0
-        if any("error" in row for row in rows):
-            n_bad = len({row["video"] for row in [*self.rows, *rows] if "error" in row})
-            if n_bad > self.most_bad:
-                self.check_something_is_readable(rows)
-        if self.replaces:
-            clear(self.path, self.meta)
-            self.replaces = False
-
-        lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
-        with self.path.open("ab") as file:
-            file.write(b"".join(lines))
-        self.rows += rows
-        if n_bad > self.most_bad:
-            raise InputError(
-                f"{n_bad} videos are unreadable, more than --max-bad allows; "
-                f"their errors are in {self.path} under `error`. Once they can be read, "
-                "--retry-unreadable reads them again"
-            )
-
-    def check_something_is_readable(self, rows: list[dict]):
-        """Raise InputError if no video could be read so far: most likely a path is mistyped.
-
-        Nothing is left behind then that would block the corrected command.
-        """
-        errors = [row["error"] for row in [*self.rows, *rows] if "error" in row]
-        if len(errors) < len(self.rows) + len(rows):
-            return
-        if not self.replaces:
-            self.path.unlink(missing_ok=True)
-            meta_path(self.path).unlink(missing_ok=True)
-        n_videos = len({row["video"] for row in [*self.rows, *rows]})
-        raise InputError(
-            f"none of the first {n_videos} videos can be read, which is more than --max-bad "
-            f"allows: {errors[0]}. Nothing is kept; "
-            "are --input and --videos right?"
-        )
-
-    def put_in_order(self):
-        """Put the rows into the order of the groups, which videos that were done again are not."""
-        place = {id: number for number, id in enumerate(self.videos)}
-        ordered = sorted(self.rows, key=lambda row: place[row["id"]])
-        if ordered != self.rows:
-            self.rows = ordered
-            write_jsonl(self.path, ordered)
-
-    def finish(self, kept: str):
-        """Note in meta.json that the output is finished, and account for all of its rows.
-
-        kept: what the rows are called that were not dropped, such as "pairs":
-            rows in 12 = 7 pairs + 5 dropped (unchanged 3, no_error_found 2)
-
-        Raises:
-            InputError: if all rows were dropped; the output is finished nevertheless
-        """
-        if self.replaces:
-            clear(self.path, self.meta)
-        self.path.touch()
-        self.put_in_order()
-        drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
-        n_kept = len(self.rows) - drops.total()
-        account = f"rows in {len(self.rows)} = {n_kept} {kept} + {drops.total()} dropped"
-        if drops:
-            account += f" ({list_reasons(drops)})"
-        seconds = round(time.time() - self.begun, 1)
-        finished = {"account": account, "kept": n_kept, "seconds": seconds}
-        write_json(meta_path(self.path), self.meta | {"finished": finished})
-        print(f"{self.path}: {account}")
-        n_unreadable = len({row["video"] for row in self.rows if "error" in row})
-        if n_unreadable:
-            print(f"{n_unreadable} videos are unreadable; --retry-unreadable reads them again")
-        n_partial = len({row["video"] for row in self.rows if "warning" in row})
-        if n_partial:
-            print(f"{n_partial} videos cannot be decoded to their end: `warning` in their rows")
-        self.check_something_is_kept()
-
-    def check_something_is_kept(self):
-        """Raise InputError if all rows of a finished output were dropped."""
-        [finished] = read_keys(meta_path(self.path), "finished")
-        if finished.get("kept") == 0:
-            raise InputError(
-                f"{self.path}: {finished['account']}. It is finished, but has nothing for the "
-                f"next stage; {WHAT_HELPS}"
-            )

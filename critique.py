@@ -14,6 +14,7 @@ writes   + critique, error_types, which is null if the verdict is unreadable
 """
 
 import common
+import outputs
 import prompts
 import vlm
 
@@ -70,7 +71,7 @@ def main():
     asked = [wording.critique, wording.error_types]
     meta = common.make_meta(args, asked, wording._asdict(), root, groups)
     again = ("unreadable_video",) if args.retry_unreadable else ()
-    out = common.Output(args.output, args, meta, groups, again)
+    out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

@@ -35,17 +35,16 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 import common
+import outputs
 import prompts
 import vlm
 
@@ -62,11 +61,6 @@ REFERENCE_FREE = ()
 # Learning rate by what is trained: factors want about ten times that of all weights
 RATES = {"full": 5e-7, "lora": 5e-6}
 
-# What is in the output until the training is finished, beside the metrics, which stay
-WORKING_FILES = r"metrics\.jsonl|reference\.jsonl(\.part)?|checkpoint-\d{6}\.state|checkpoint\.part"
-PART = ".part"  # directory in the output, in which the model is written before it is moved
-GIB = 2**30
-CHECKPOINT_BYTES = 12  # of a checkpoint, for every trained weight: its float32 master, two moments
 
 # ------------------------------------------------------------------------------
 # The loss
@@ -296,7 +290,6 @@ def read_work(args):
         groups: [(video, its pairs), ...], one for each segment of a video
         meta: for meta.json
     """
-    check_inputs(args.input)
     wording = prompts.choose(args, args.input, settled=("answer",))
     root, groups = read_pairs(args, wording.answer)
     texts = vlm.list_texts(" ".join(args.input), groups, ("question", *SIDES))
@@ -315,8 +308,7 @@ def read_pairs(args, answer: str):
         (root of their videos, [(video, its pairs), ...], one for each segment of a video)
     """
     check_adapter(args)
-    inputs = [common.read_input(path, args.videos, REQUIRED) for path in args.input]
-    root, groups = join_inputs(args.input, inputs)
+    root, groups = common.read_inputs(args.input, args.videos, REQUIRED)
     rows = [row for _, group in groups[: args.limit] for row in group]
     if args.loss == "sft" and args.sft_on == "revised":
         rows = [take_revision(row) for row in rows]
@@ -353,38 +345,6 @@ def take_revision(row: dict) -> dict:
         return row
     kept = {key: value for key, value in row.items() if key != "dropped"}
     return kept | {"chosen": row["revised"], "rejected": row["initial"]}
-
-
-def join_inputs(paths: list[str], inputs: list[tuple]) -> tuple[Path, list]:
-    """Join the rows of several inputs, whose videos may have different roots.
-
-    Args:
-        inputs: [(root, [(video, its rows), ...]), ...], one for each path
-
-    Returns:
-        (common root, [(video, its rows), ...]): the videos' paths begin at the common root, and
-        ids have their file before them, since those of two files may be the same
-    """
-    if len(inputs) == 1:
-        return inputs[0]
-    joined = Path(os.path.commonpath([root for root, _ in inputs]))
-    rows = []
-    for path, (root, groups) in zip(paths, inputs):
-        below = root.relative_to(joined)
-        for video, group in groups:
-            name = (below / video).as_posix()
-            rows += [row | {"id": f"{path}: {row['id']}", "video": name} for row in group]
-    return joined, common.group_by_video(rows)
-
-
-def check_inputs(paths: list[str]):
-    """Raise InputError if an input is named twice."""
-    places = {}
-    for path in paths:
-        place = Path(path).resolve()
-        if place in places:
-            raise common.InputError(f"--input {path} is there twice, as {places[place]} too")
-        places[place] = path
 
 
 def tell_where_from(args, meta: dict):
@@ -448,43 +408,8 @@ def print_memory(weights: list, masters: list, base, args):
         needed[weight.device] += weight.nbytes + n_bytes * weight.numel()
     for device, n_bytes in needed.items():
         print(
-            f"{device}: {n_bytes / GIB:.2f} GiB for gradients and AdamW beside the weights; "
+            f"{device}: {n_bytes / 2**30:.2f} GiB for gradients and AdamW beside the weights; "
             f"with activations: python -m tools.memory {base} --tune {args.tune}"
-        )
-
-
-def check_disk(model, weights: list, args):
-    """Print what checkpoints and the model take on the disk, in one line.
-
-    Raises:
-        InputError: if there is less room than the training needs at its fullest moment
-    """
-    checkpoint = CHECKPOINT_BYTES * sum(weight.numel() for weight in weights)
-    saved = weights if args.tune == "lora" else model.parameters()
-    model_bytes = sum(weight.nbytes for weight in saved)
-    # The newest checkpoint is kept until the next one, or the model, is there as a whole
-    needed = checkpoint + max(checkpoint, model_bytes)
-
-    old = []  # of an unfinished training or, with --overwrite, of a whole one: it is replaced
-    if args.output.exists() and args.overwrite:
-        old = list_own(args.output)
-    elif args.output.exists():
-        old = [*args.output.glob("checkpoint[-.]*"), *args.output.glob(f"{PART}/*")]
-    free = shutil.disk_usage(args.output if args.output.exists() else args.output.parent).free
-    room = free + sum(path.stat().st_size for path in old)
-
-    often = "after every step"
-    if args.save_every:
-        often = f"every {args.save_every:g} minutes and after the last step"
-    print(
-        f"disk: checkpoints of {checkpoint / GIB:.2f} GiB, {often}, two while "
-        f"one is written; a model of {model_bytes / GIB:.2f} GiB; {free / GIB:.1f} GiB are free"
-    )
-    if room < needed:
-        raise common.InputError(
-            f"{args.output}: the training needs {needed / GIB:.1f} GiB of disk, for two "
-            f"checkpoints, or one and the model; there are {room / GIB:.1f} GiB for it. Make room, "
-            "and the same command resumes; or take --tune lora, whose checkpoints are small"
         )
 
 
@@ -563,75 +488,6 @@ def list_ids(batch: list) -> str:
     return ", ".join(pair["id"] for _, pairs in batch for pair in pairs)
 
 
-def save_checkpoint(output: Path, step: int, masters: list, optimizer) -> float:
-    """Save what is needed to resume after a step: master weights and AdamW's state, in one file.
-
-    The file appears whole or not at all. Only then is the one before it removed.
-
-    Returns:
-        when it was saved, on the clock of time.monotonic
-    """
-    tensors = {}
-    for number, master in enumerate(masters):
-        tensors[f"{number}"] = master.detach()
-        for key, value in optimizer.state[master].items():  # step, exp_avg, exp_avg_sq
-            tensors[f"{number}.{key}"] = value
-    part = output / "checkpoint.part"
-    safetensors.torch.save_file(tensors, part)
-    with part.open("rb") as file:
-        os.fsync(file)  # on the disk, not on its way there: soon there is no other
-    # Not *.safetensors, or load_model would take it for the model's weights
-    os.replace(part, output / f"checkpoint-{step:06}.state")
-    remove_old_checkpoints(output)
-    return time.monotonic()
-
-
-def list_checkpoints(output: Path) -> list[Path]:
-    """List the checkpoints of an unfinished training, the newest last."""
-    paths = sorted(output.glob("checkpoint-*.state"))
-    return [path for path in paths if re.fullmatch(WORKING_FILES, path.name)]
-
-
-def remove_old_checkpoints(output: Path):
-    """Remove all checkpoints but the newest: a process killed while it saved leaves two."""
-    for old in list_checkpoints(output)[:-1]:
-        old.unlink()
-
-
-def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> int:
-    """Restore weights and AdamW's state from the newest checkpoint.
-
-    Returns:
-        the number of steps done; 0 without a checkpoint
-    """
-    files = list_checkpoints(output)
-    if not files:
-        return 0
-    try:
-        saved = safetensors.torch.load_file(files[-1])
-    except safetensors.SafetensorError as error:
-        resumes = f"resumes from {files[-2].name}" if files[:-1] else "starts again at step 1"
-        raise common.InputError(
-            f"{files[-1]}: {error}; it is damaged. Remove this file, and the training {resumes}"
-        ) from error
-    remove_old_checkpoints(output)
-
-    state = {}
-    for number in range(len(masters)):
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        state[number] = {key: saved[f"{number}.{key}"] for key in keys}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    with torch.no_grad():
-        for number, (master, weight) in enumerate(zip(masters, weights)):
-            master.copy_(saved[f"{number}"])
-            weight.copy_(master)
-
-    step = int(state[0]["step"])
-    print(f"resuming after step {step}, from {files[-1]}")
-    return step
-
-
 # ------------------------------------------------------------------------------
 # What is written
 
@@ -660,7 +516,7 @@ def summarize(passes: Step) -> dict:
 
 
 def begin(args, meta: dict):
-    """Begin the output as common.begin does -> its lock; None if it is finished.
+    """Begin the output as outputs.begin does -> its lock; None if it is finished.
 
     Raises:
         InputError: also if --overwrite would remove what dpo.py did not write
@@ -669,9 +525,9 @@ def begin(args, meta: dict):
     if path.exists() and not args.overwrite:
         # Files that a killed run has already moved into place stay known as dpo.py's
         meta["files"] = common.read_json(path).get("files", [])
-    lock = common.begin(args.output, meta, args.overwrite)
+    lock = outputs.begin(args.output, meta, args.overwrite)
     if lock and args.overwrite and args.output.exists():
-        own = [file.resolve() for file in list_own(args.output)]
+        own = [file.resolve() for file in outputs.list_own(args.output)]
         for input in args.input:
             if Path(input).resolve() in own:
                 raise common.InputError(
@@ -684,45 +540,6 @@ def begin(args, meta: dict):
     return lock
 
 
-def list_own(output: Path) -> list[Path]:
-    """List what dpo.py wrote into its output, as its meta.json and the names say.
-
-    Raises:
-        InputError: if there is anything else, which --overwrite would remove
-    """
-    meta = common.read_json(common.meta_path(output))
-    own = []
-    others = []
-    for path in sorted(output.iterdir()):
-        is_working_file = path.name == PART or re.fullmatch(WORKING_FILES, path.name)
-        mine = is_working_file or path.name in meta.get("files", ())
-        (own if mine else others).append(path)
-    if others:
-        names = ", ".join(path.name for path in others)
-        raise common.InputError(
-            f"{output}: --overwrite would remove what dpo.py did not write: {names}. "
-            "Move it away, or choose another --output"
-        )
-    return own
-
-
-def make_directory(args, meta: dict):
-    """Make the directory of the output, empty if it is overwritten."""
-    if args.overwrite and args.output.exists():
-        clear(args.output, meta)
-    args.output.mkdir(exist_ok=True)
-
-
-def clear(output: Path, meta: dict):
-    """Remove what dpo.py wrote into an output that is overwritten; write the new meta.json."""
-    for path in list_own(output):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    common.write_json(common.meta_path(output), meta)
-
-
 def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: dict):
     """Write the model, complete like its base, or the adapter as PEFT does; and a model card.
 
@@ -730,7 +547,7 @@ def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: di
     that the training is finished, and what was needed to resume it is deleted.
     """
     check_weights_finite(model)
-    part = args.output / PART
+    part = args.output / outputs.PART
     part.mkdir(exist_ok=True)
     if args.tune == "lora":
         vlm.save_adapter(model, part, adapter)
@@ -760,7 +577,7 @@ Last step: `{json.dumps(last)}`
         os.replace(file, target)
     part.rmdir()
     common.write_json(common.meta_path(args.output), meta | {"finished": finished})
-    for file in (args.output / "reference.jsonl", *list_checkpoints(args.output)):
+    for file in (args.output / "reference.jsonl", *outputs.list_checkpoints(args.output)):
         file.unlink(missing_ok=True)
     print(
         f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
@@ -884,8 +701,8 @@ def parse_args():
         default=20.0,
         metavar="MINUTES",
         help="between checkpoints, from which a stopped training resumes; 0: after every step. "
-        f"One takes {CHECKPOINT_BYTES} bytes for every trained weight; two are there while the "
-        "newer is written",
+        f"One takes {outputs.CHECKPOINT_BYTES} bytes for every trained weight; two are there while "
+        "the newer is written",
     )
     args = parser.parse_args()
     if args.label_smoothing and args.loss != "sigmoid":
@@ -908,8 +725,8 @@ def main():
     # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.
     model, tokenizer, adapter = load_policy(args)
     weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
-    check_disk(model, weights, args)
-    make_directory(args, meta)
+    outputs.check_disk(model, weights, args)
+    outputs.make_directory(args, meta)
     masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]
     optimizer = torch.optim.AdamW(masters, args.lr, weight_decay=args.weight_decay)
     max_grad_norm = args.max_grad_norm or math.inf
@@ -921,7 +738,7 @@ def main():
     reference = reference_logps(model, tokenizer, groups, root, args)
     groups = [group for group in groups if common.segment(group[1][0]) in reference]
     batches = make_batches(groups, args)
-    n_done = load_checkpoint(args.output, masters, weights, optimizer)
+    n_done = outputs.load_checkpoint(args.output, masters, weights, optimizer)
     metrics = open_metrics(args.output / "metrics.jsonl", n_done)
     to_watch = [group for batch in batches[n_done:] for group in batch]
     all_watched = vlm.watch_each(model, tokenizer, to_watch, root, args, "training")
@@ -952,7 +769,7 @@ def main():
         metrics.write(json.dumps(row) + "\n")
         if step == len(batches) or time.monotonic() - saved >= 60 * args.save_every:
             check_weights_finite(model)
-            saved = save_checkpoint(args.output, step, masters, optimizer)
+            saved = outputs.save_checkpoint(args.output, step, masters, optimizer)
 
     n_pairs = sum(len(pairs) for _, pairs in groups)
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}

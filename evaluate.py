@@ -41,6 +41,7 @@ from pathlib import Path
 
 import benchmarks
 import common
+import outputs
 import prompts
 import vlm
 
@@ -575,7 +576,7 @@ def main():
     again = ["missing_video"]  # videos that have arrived since
     if args.retry_unreadable:
         again.append("unreadable_video")
-    out = common.Output(args.output / "predictions.jsonl", args, meta, groups, tuple(again))
+    out = outputs.Output(args.output / "predictions.jsonl", args, meta, groups, tuple(again))
     if out.finished:
         return
     if not has_own_prompts:

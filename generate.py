@@ -29,6 +29,7 @@ from transformers import LogitsProcessor, TopPLogitsWarper
 
 import common
 import media
+import outputs
 import prompts
 import vlm
 
@@ -445,7 +446,7 @@ def main():
     meta |= {"videos": draw.names, "pool": draw.pool}
     refuse_new_videos(args, meta)
     again = ("unreadable_video",) if args.retry_unreadable else ()
-    out = common.Output(args.output, args, meta, groups, again)
+    out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

@@ -16,6 +16,7 @@ writes   + revised, chosen, rejected (or dropped: unreadable_critique,
 """
 
 import common
+import outputs
 import prompts
 import vlm
 
@@ -120,7 +121,7 @@ def main():
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
     meta = common.make_meta(args, [wording.revision], wording._asdict(), root, groups)
     again = ("unreadable_video",) if args.retry_unreadable else ()
-    out = common.Output(args.output, args, meta, groups, again)
+    out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

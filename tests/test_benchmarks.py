@@ -16,6 +16,7 @@ import common
 import critique
 import evaluate
 import media
+import outputs
 import small_benchmarks
 import vlm
 from conftest import MODEL
@@ -757,7 +758,7 @@ def test_a_score_of_a_few_videos_is_partial(run):
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(run, monkeypatch):
     whole = run("mvbench", "whole")
-    write, calls = common.Output.write, []
+    write, calls = outputs.Output.write, []
 
     def interrupted(self, rows):
         calls.append(rows)
@@ -766,7 +767,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(run, monkeypatch):
         write(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Output, "write", interrupted)
+        patch.setattr(outputs.Output, "write", interrupted)
         run("mvbench", "interrupted")
     interrupted = whole.parent / "interrupted"
     assert len(common.read_jsonl(interrupted / "predictions.jsonl")) == 6
@@ -1009,7 +1010,7 @@ def test_a_benchmark_of_ones_own_is_one_file_score_and_interval_included(tmp_pat
     # The repository, with benchmarks/mine.py: answers in free text, scored by token F1
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path)
-    for folder in ("media", "prompts", "vlm", "benchmarks", "shapes"):
+    for folder in ("media", "outputs", "prompts", "vlm", "benchmarks", "shapes"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     patch = ROOT / "tests" / "patches" / "benchmark.patch"
     subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)

@@ -24,7 +24,7 @@ PATCHES = Path(__file__).parent / "patches"
 def copy_repository(tmp_path):
     """Copy the stages, what they import, and the tiny model -> the copy's directory."""
     directory = tmp_path / "repository"
-    for room in (".", "media", "prompts", "vlm", "benchmarks", "shapes"):
+    for room in (".", "media", "outputs", "prompts", "vlm", "benchmarks", "shapes"):
         (directory / room).mkdir(exist_ok=True)
         for file in (ROOT / room).glob("*.py"):
             shutil.copy(file, directory / room)

@@ -16,6 +16,7 @@ import transformers
 import common
 import dpo
 import media
+import outputs
 import prompts
 import vlm
 from conftest import MODEL
@@ -585,6 +586,7 @@ def minutes(monkeypatch, updates):
     """A clock on which every update takes a minute, and nothing else takes any time."""
     clock = types.SimpleNamespace(time=time.time, monotonic=lambda: 60.0 * len(updates))
     monkeypatch.setattr(dpo, "time", clock)
+    monkeypatch.setattr(outputs.checkpoints, "time", clock)
 
 
 @pytest.mark.parametrize("how", ["--dtype=float32", "--dtype=bfloat16", "--tune=lora"])
@@ -618,14 +620,14 @@ def test_checkpoints_come_by_the_clock_and_after_the_last_step_and_one_is_kept(
 ):
     output = pairs.parent / "model"
     there = []  # after each step that saved one
-    save = dpo.save_checkpoint
+    save = outputs.save_checkpoint
 
     def note(*arguments):
         saved = save(*arguments)
         there.append(list_checkpoints(output))
         return saved
 
-    monkeypatch.setattr(dpo, "save_checkpoint", note)
+    monkeypatch.setattr(outputs, "save_checkpoint", note)
     train("model", "--epochs", "3", "--videos-per-step", "1", "--save-every", interval)
     assert there == [[f"checkpoint-{step:06}.state"] for step in saved_after]
 
@@ -660,7 +662,7 @@ def test_of_two_checkpoints_the_newer_is_taken_and_the_older_is_named_if_that_is
     # A process that is killed while it removes the older one leaves two
     flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "0")
     with monkeypatch.context() as patch:
-        patch.setattr(dpo, "remove_old_checkpoints", lambda output: None)
+        patch.setattr(outputs.checkpoints, "remove_old_checkpoints", lambda output: None)
         stop_after_saving(train, monkeypatch, flags)
     output = pairs.parent / "model"
     assert list_checkpoints(output) == [f"checkpoint-{step:06}.state" for step in (1, 2, 3, 4, 5, 6)]

@@ -21,17 +21,18 @@ import refine
 ROOT = Path(common.__file__).parent
 STAGES = (generate, critique, refine, dpo, evaluate)
 NAMES = {stage.__name__ for stage in STAGES}
-ROOMS = {"media", "prompts", "vlm", "benchmarks", "shapes", "tools"}
+ROOMS = {"media", "outputs", "prompts", "vlm", "benchmarks", "shapes", "tools"}
 
 # What a file may import of ours. Stages never import each other; shapes plays their parts, but imports no tool
 MAY_IMPORT = {
     "common": set(),
     "media": {"common", "media"},
+    "outputs": {"common", "outputs"},
     "prompts": {"common", "prompts"},
     "vlm": {"common", "media", "vlm"},
     "benchmarks": {"common", "media", "benchmarks"},
-    "stage": {"common", "media", "prompts", "vlm", "benchmarks"},
-    "shapes": {"common", "media", "prompts", "vlm", "shapes"} | NAMES,
+    "stage": {"common", "media", "outputs", "prompts", "vlm", "benchmarks"},
+    "shapes": {"common", "media", "outputs", "prompts", "vlm", "shapes"} | NAMES,
     "tools": {"common", "benchmarks"} | NAMES | ROOMS,
 }
 

@@ -24,6 +24,7 @@ import critique
 import dpo
 import evaluate
 import generate
+import outputs
 import refine
 from conftest import MODEL
 from forked import forked_python
@@ -205,7 +206,7 @@ def wait_for(*paths):
 
 def check_that_it_was_stopped(output):
     """Check that the process that has an output is gone, or is gone in a moment, and that it did not finish."""
-    pid = int(common.process_path(output).read_text())
+    pid = int(outputs.process_path(output).read_text())
     end = time.time() + 10
     while Path(f"/proc/{pid}").exists():
         assert time.time() < end, f"process {pid} still writes {output}"

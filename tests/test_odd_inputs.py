@@ -6,7 +6,7 @@ import pytest
 
 import benchmarks
 import common
-import dpo
+import outputs
 import prompts
 import vlm
 from conftest import MODEL
@@ -22,10 +22,10 @@ def test_overwrite_knows_its_own_files_by_their_exact_names(tmp_path):
     (output / "checkpoint-000020.state").touch()
     common.write_json(common.meta_path(output), {})
     with pytest.raises(common.InputError) as refusal:
-        dpo.clear(output, {})
+        outputs.clear_directory(output, {})
     assert all(name in str(refusal.value) for name in others)
     assert "000020" not in str(refusal.value)
-    assert dpo.list_checkpoints(output) == [output / "checkpoint-000020.state"]
+    assert outputs.list_checkpoints(output) == [output / "checkpoint-000020.state"]
 
 
 def test_weights_that_the_index_names_below_the_directory_count_as_the_model(tmp_path):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import common
-import dpo
 import evaluate
+import outputs
 import prompts
 from tools import fuzz, odd, odd_models, odd_rows, odd_runs
 from vlm import families, files, limits, placement
@@ -83,10 +83,10 @@ MENDS = {
     "unusable_template": (families, "check_chat_template", nothing),
     "verdict": (prompts.verdict, "NEGATION", "(?!)"),  # which matches nowhere
     "any_number": (common, "number_between", any_float),
-    "cut_anywhere": (common.Output, "check_rows_belong", lambda *_: True),
-    "read_later": (common.Output, "put_in_order", nothing),
+    "cut_anywhere": (outputs.Output, "check_rows_belong", lambda *_: True),
+    "read_later": (outputs.Output, "put_in_order", nothing),
     "joined_shards": (evaluate, "check_one_run", nothing),
-    "overwritten_directory": (dpo, "list_own", lambda output: sorted(output.iterdir())),
+    "overwritten_directory": (outputs.checkpoints, "list_own", lambda output: sorted(output.iterdir())),
     "output_below_the_model": (common, "MODEL_FILES", ("*",)),
 }
 

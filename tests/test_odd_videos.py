@@ -16,6 +16,7 @@ import pytest
 import common
 import generate
 import media
+import outputs
 import vlm
 from conftest import MODEL
 from media import changes, decode, find, jpeg, sample, whole
@@ -332,7 +333,7 @@ def test_a_cut_video_says_so_in_its_rows_and_in_the_account(tmp_path, model, tok
 
     meta = {"content": {}, "process": os.getpid(), "finished": None}
     args = argparse.Namespace(overwrite=False, max_bad=0.5)
-    out = common.Output(tmp_path / "rows.jsonl", args, meta, [("a.avi", rows)])
+    out = outputs.Output(tmp_path / "rows.jsonl", args, meta, [("a.avi", rows)])
     out.write(rows)
     out.finish("answers")
     assert "1 videos cannot be decoded to their end" in capsys.readouterr().out

@@ -13,6 +13,7 @@ import pytest
 
 import common
 import generate
+import outputs
 import prompts
 import refine
 from conftest import MODEL
@@ -142,7 +143,7 @@ GROUPS = common.group_by_video(ROWS)
 
 def write_output(path, n_videos=None):
     """Write the rows of the next n_videos (default: all that are left), as a stage does."""
-    out = common.Output(path, ARGS, META, GROUPS)
+    out = outputs.Output(path, ARGS, META, GROUPS)
     for _, rows in out.left[:n_videos]:
         out.write(rows)
     return out
@@ -165,7 +166,7 @@ def test_an_output_cut_off_anywhere_resumes_to_the_same_bytes(tmp_path, cut):
 
     write_output(path).finish("rows")
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()
-    assert common.Output(path, ARGS, META, GROUPS).finished
+    assert outputs.Output(path, ARGS, META, GROUPS).finished
 
 
 def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
@@ -174,7 +175,7 @@ def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
     may_write = multiprocessing.get_context("fork").Event()
 
     def first():
-        out = common.Output(path, ARGS, META | {"process": os.getpid()}, GROUPS)
+        out = outputs.Output(path, ARGS, META | {"process": os.getpid()}, GROUPS)
         there.send(os.getpid())
         may_write.wait()
         out.write(ROWS[:3])
@@ -182,13 +183,13 @@ def test_a_second_process_is_refused_and_the_first_one_named(tmp_path):
     process = run_in_child(first)
     pid = here.recv()
     with pytest.raises(common.InputError, match=f"is being written by process {pid}"):
-        common.Output(path, ARGS, META, GROUPS)
+        outputs.Output(path, ARGS, META, GROUPS)
     may_write.set()
     process.join()
 
     # The refused one did no harm, and the lock ended with its holder
     assert path.exists()
-    assert not common.Output(path, ARGS, META, GROUPS).finished
+    assert not outputs.Output(path, ARGS, META, GROUPS).finished
 
 
 def test_after_a_full_disk_an_output_resumes(tmp_path):
@@ -227,7 +228,7 @@ def test_a_damaged_output_is_refused_and_left_as_it_is(tmp_path, line, complaint
     damaged = lines[0] + line + lines[2]
     path.write_bytes(damaged)
     with pytest.raises(common.InputError, match=complaint):
-        common.Output(path, ARGS, META, GROUPS)
+        outputs.Output(path, ARGS, META, GROUPS)
     assert path.read_bytes() == damaged
 
 
@@ -238,7 +239,7 @@ def unreadable(video):
 
 def test_too_many_unreadable_videos_stop_a_run(tmp_path):
     groups = [("a", [{"id": "a", "video": "a"}]), *(unreadable(video) for video in "bcdef")]
-    out = common.Output(tmp_path / "out", ARGS, META, groups)
+    out = outputs.Output(tmp_path / "out", ARGS, META, groups)
     for _, rows in groups[:4]:
         out.write(rows)  # three of six are not more than half
     with pytest.raises(common.InputError, match="4 videos are unreadable, more than --max-bad allows"):
@@ -246,7 +247,7 @@ def test_too_many_unreadable_videos_stop_a_run(tmp_path):
 
     # With a higher share the same output is resumed
     tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
-    out = common.Output(tmp_path / "out", tolerant, META, groups)
+    out = outputs.Output(tmp_path / "out", tolerant, META, groups)
     for _, rows in out.left:
         out.write(rows)
     assert len(common.read_jsonl(tmp_path / "out")) == 6
@@ -254,7 +255,7 @@ def test_too_many_unreadable_videos_stop_a_run(tmp_path):
 
 def test_where_no_video_can_be_read_nothing_is_kept_that_blocks_the_corrected_command(tmp_path):
     groups = [unreadable(video) for video in "abcd"]
-    out = common.Output(tmp_path / "out", ARGS, META, groups)
+    out = outputs.Output(tmp_path / "out", ARGS, META, groups)
     out.write(groups[0][1])
     out.write(groups[1][1])
     with pytest.raises(common.InputError, match="none of the first 3 videos .*: a: no such video. Nothing is kept"):
@@ -270,14 +271,14 @@ def test_what_is_overwritten_stays_until_something_takes_its_place(tmp_path):
     overwriting = argparse.Namespace(overwrite=True, max_bad=0.5)
     other = META | {"content": {"seed": 1}}
 
-    common.Output(tmp_path / "out", overwriting, other, GROUPS)  # and then the model cannot be loaded
+    outputs.Output(tmp_path / "out", overwriting, other, GROUPS)  # and then the model cannot be loaded
     assert [path.read_bytes() for path in files] == before
-    out = common.Output(tmp_path / "out", overwriting, other, [unreadable("a")])
+    out = outputs.Output(tmp_path / "out", overwriting, other, [unreadable("a")])
     with pytest.raises(common.InputError, match="none of the first 1 videos can be read"):
         out.write(out.left[0][1])
     assert [path.read_bytes() for path in files] == before
 
-    out = common.Output(tmp_path / "out", overwriting, other, GROUPS)
+    out = outputs.Output(tmp_path / "out", overwriting, other, GROUPS)
     out.write(GROUPS[0][1])
     assert common.read_jsonl(tmp_path / "out") == GROUPS[0][1]
     assert common.read_keys(files[1], "content", "finished") == [{"seed": 1}, None]
@@ -286,7 +287,7 @@ def test_what_is_overwritten_stays_until_something_takes_its_place(tmp_path):
 def test_an_output_that_cannot_be_written_is_no_command_to_resume(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(common.InputError, match="--output .*file/out cannot be written: .*file: File exists"):
-        common.Output(tmp_path / "file" / "out", ARGS, META, GROUPS)
+        outputs.Output(tmp_path / "file" / "out", ARGS, META, GROUPS)
 
 
 def test_rows_and_the_videos_of_an_input_are_looked_for_before_work_begins(tmp_path):
@@ -324,7 +325,7 @@ def test_an_output_without_a_pair_is_finished_and_ends_with_an_error_each_time(t
     groups = [("a", [{"id": "a/0", "video": "a"}])]
     for attempt in ("first", "again"):
         with pytest.raises(common.InputError, match=r"out: rows in 1 = 0 pairs \+ 1 dropped \(unchanged 1\)"):
-            out = common.Output(tmp_path / "out", ARGS, META, groups)
+            out = outputs.Output(tmp_path / "out", ARGS, META, groups)
             assert attempt == "first"
             out.write([groups[0][1][0] | {"dropped": "unchanged"}])
             out.finish("pairs")
@@ -340,11 +341,11 @@ def test_a_finished_output_on_a_read_only_disk_is_known_as_finished(tmp_path, mo
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".whole.lock")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", read_only)
-    assert common.Output(tmp_path / "whole", ARGS, META, GROUPS).finished
+    assert outputs.Output(tmp_path / "whole", ARGS, META, GROUPS).finished
     with pytest.raises(OSError, match="Read-only"):
-        common.Output(tmp_path / "half", ARGS, META, GROUPS)
+        outputs.Output(tmp_path / "half", ARGS, META, GROUPS)
     with pytest.raises(OSError, match="Read-only"):
-        common.Output(tmp_path / "whole", OVERWRITE, META, GROUPS)
+        outputs.Output(tmp_path / "whole", OVERWRITE, META, GROUPS)
 
 
 def test_a_process_that_overwrites_is_named_before_it_has_written(tmp_path):
@@ -355,7 +356,7 @@ def test_a_process_that_overwrites_is_named_before_it_has_written(tmp_path):
     may_end = multiprocessing.get_context("fork").Event()
 
     def overwrite():
-        out = common.Output(path, OVERWRITE, META, GROUPS)
+        out = outputs.Output(path, OVERWRITE, META, GROUPS)
         there.send(os.getpid())
         may_end.wait()
         assert out.replaces
@@ -364,7 +365,7 @@ def test_a_process_that_overwrites_is_named_before_it_has_written(tmp_path):
     pid = here.recv()
     try:
         with pytest.raises(common.InputError, match=f"is being written by process {pid}$"):
-            common.Output(path, OVERWRITE, META, GROUPS)
+            outputs.Output(path, OVERWRITE, META, GROUPS)
     finally:
         may_end.set()
         process.join()
@@ -384,36 +385,36 @@ def test_unreadable_videos_are_done_again_and_the_bytes_are_those_of_a_fresh_run
     # Of the videos a, b and c, the first two could not be read
     path = tmp_path / "out"
     tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
-    out = common.Output(path, tolerant, META, GROUPS)
+    out = outputs.Output(path, tolerant, META, GROUPS)
     out.write(drop(ROWS[:3]))
     out.write(drop(ROWS[3:6]))
     out.write(ROWS[6:])
     out.finish("rows")
     assert "2 videos are unreadable; --retry-unreadable reads them again" in capsys.readouterr().out
-    assert common.Output(path, tolerant, META, GROUPS).finished  # nobody asked for it
+    assert outputs.Output(path, tolerant, META, GROUPS).finished  # nobody asked for it
 
     again = ("unreadable_video",)
-    out = common.Output(path, tolerant, META, GROUPS, again)
+    out = outputs.Output(path, tolerant, META, GROUPS, again)
     assert [video for video, _ in out.left] == ["a", "b"]
     for _, rows in out.left[:stopped_after]:
         out.write(rows)  # behind c, and then the process is killed
 
-    out = common.Output(path, tolerant, META, GROUPS, again)
+    out = outputs.Output(path, tolerant, META, GROUPS, again)
     for _, rows in out.left:
         out.write(rows)
     out.finish("rows")
     write_output(tmp_path / "fresh").finish("rows")
     assert path.read_bytes() == (tmp_path / "fresh").read_bytes()
-    assert common.Output(path, tolerant, META, GROUPS, again).finished
+    assert outputs.Output(path, tolerant, META, GROUPS, again).finished
 
 
 def test_what_an_earlier_stage_could_not_read_is_not_read_again(tmp_path):
     groups = [unreadable("a"), ("b", [{"id": "b", "video": "b"}])]
-    out = common.Output(tmp_path / "out", ARGS, META, groups)
+    out = outputs.Output(tmp_path / "out", ARGS, META, groups)
     for _, rows in groups:
         out.write(rows)
     out.finish("rows")
-    assert common.Output(tmp_path / "out", ARGS, META, groups, ("unreadable_video",)).finished
+    assert outputs.Output(tmp_path / "out", ARGS, META, groups, ("unreadable_video",)).finished
 
 
 # ------------------------------------------------------------------------------
@@ -446,17 +447,17 @@ BEGUN = META | {
 )
 def test_what_would_change_an_output_is_refused_by_name(tmp_path, arguments, content, difference):
     path = tmp_path / "out"
-    out = common.Output(path, ARGS, BEGUN, GROUPS)
+    out = outputs.Output(path, ARGS, BEGUN, GROUPS)
     out.write(ROWS[:3])
     out.write(ROWS[3:6])
     before = path.read_bytes()
     changed = BEGUN | {"arguments": BEGUN["arguments"] | arguments, "content": BEGUN["content"] | content}
     with pytest.raises(common.InputError) as refusal:
-        common.Output(path, ARGS, changed, GROUPS)
+        outputs.Output(path, ARGS, changed, GROUPS)
     assert str(refusal.value) == f"{path} was {difference}; --overwrite starts anew"
     assert path.read_bytes() == before
 
-    out = common.Output(path, OVERWRITE, changed, GROUPS)
+    out = outputs.Output(path, OVERWRITE, changed, GROUPS)
     out.write(ROWS[6:])
     assert common.read_jsonl(path) == ROWS[6:]
 
@@ -466,7 +467,7 @@ def test_overwrite_spares_what_no_stage_wrote(tmp_path):
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
     with pytest.raises(common.InputError, match="no stage wrote it"):
-        common.Output(mine, OVERWRITE, META, [])
+        outputs.Output(mine, OVERWRITE, META, [])
     assert (mine / "notes.txt").read_text() == "mine"
 
 
@@ -506,12 +507,12 @@ def test_a_relative_path_from_another_directory_is_another_path(tmp_path):
     write_output_of(tmp_path / "out", begun)
     now = begun | {"directory": "/there", "content": begun["content"] | {"model": "11"}}
     with pytest.raises(common.InputError, match="another model: /here/a/model then, /there/a/model now"):
-        common.Output(tmp_path / "out", ARGS, now, GROUPS)
+        outputs.Output(tmp_path / "out", ARGS, now, GROUPS)
 
 
 def write_output_of(path, meta):
     """Begin an output, as the run that meta describes."""
-    out = common.Output(path, ARGS, meta, GROUPS)
+    out = outputs.Output(path, ARGS, meta, GROUPS)
     out.write(ROWS[:3])
 
 

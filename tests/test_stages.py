@@ -14,6 +14,7 @@ import critique
 import dpo
 import evaluate
 import generate
+import outputs
 import refine
 from conftest import MODEL
 from shapes import world
@@ -89,7 +90,7 @@ def test_every_row_ends_as_a_pair_or_with_a_reason(root, run, capsys):
 
 def test_interrupted_and_sharded_runs_write_what_an_undisturbed_one_writes(root, run, monkeypatch):
     whole = run(generate, root / "round1", "whole.jsonl").read_bytes()
-    write = common.Output.write
+    write = outputs.Output.write
     calls = []
 
     def interrupt_the_third(self, rows):
@@ -99,7 +100,7 @@ def test_interrupted_and_sharded_runs_write_what_an_undisturbed_one_writes(root,
         write(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Output, "write", interrupt_the_third)
+        patch.setattr(outputs.Output, "write", interrupt_the_third)
         run(generate, root / "round1", "interrupted.jsonl")
     assert run(generate, root / "round1", "interrupted.jsonl").read_bytes() == whole
 
@@ -181,7 +182,7 @@ def test_a_limit_is_of_all_videos_and_a_shard_takes_its_part_of_these(root, run)
 
 def stop_after(n, monkeypatch):
     """Have the next stage stopped, as by Ctrl-C, when it has written n videos."""
-    write = common.Output.write
+    write = outputs.Output.write
     calls = []
 
     def stop(self, rows):
@@ -190,7 +191,7 @@ def stop_after(n, monkeypatch):
             raise KeyboardInterrupt
         write(self, rows)
 
-    monkeypatch.setattr(common.Output, "write", stop)
+    monkeypatch.setattr(outputs.Output, "write", stop)
 
 
 def test_an_output_in_the_model_s_own_directory_resumes(root, run, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ writes   the same rows with `initial`, and nothing of what came after it
 
 import common
 import generate
+import outputs
 import prompts
 import vlm
 
@@ -61,7 +62,7 @@ def main():
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
     meta = common.make_meta(args, [wording.answer], wording._asdict(), root, groups)
     again = ("unreadable_video",) if args.retry_unreadable else ()
-    out = common.Output(args.output, args, meta, groups, again)
+    out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
         return
 

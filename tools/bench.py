@@ -47,6 +47,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import common
 import critique
 import dpo
+import outputs
 import prompts
 import vlm
 from shapes import world
@@ -770,7 +771,7 @@ def bench_run(directory: Path, n: int = 4000) -> dict:
     """
     write_run(directory, n)
     stamps = []  # (time, peak GiB) after each video
-    write = common.Output.write
+    write = outputs.Output.write
 
     def write_and_stamp(self, rows):
         write(self, rows)
@@ -779,7 +780,7 @@ def bench_run(directory: Path, n: int = 4000) -> dict:
     sys.argv = ["critique.py", "--model", "shapes/model", "--devices", "cpu"]
     sys.argv += ["--input", str(directory / "rows.jsonl"), "--videos", str(directory / "videos")]
     sys.argv += ["--output", str(directory / "critiques.jsonl")]
-    with mock.patch.object(common.Output, "write", write_and_stamp):
+    with mock.patch.object(outputs.Output, "write", write_and_stamp):
         critique.main()
 
     seconds = [after - before for (before, _), (after, _) in itertools.pairwise(stamps)]

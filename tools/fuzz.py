@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 import common
 import media
+import outputs
 from shapes import world
 from tools import odd, odd_cases, odd_models, odd_rows, odd_runs
 
@@ -161,7 +162,7 @@ def try_output(path: Path) -> str:
     groups = common.group_by_video(make_rows())
     args = argparse.Namespace(overwrite=False, max_bad=1.0)
     try:
-        output = common.Output(path, args, meta, groups)
+        output = outputs.Output(path, args, meta, groups)
     except common.InputError as error:
         is_unchanged = path.read_bytes() == before
         return "refused" if is_unchanged else f"FAULT: refused, but changed: {error}"

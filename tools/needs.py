@@ -31,6 +31,7 @@ import common
 import dpo
 import evaluate
 import generate
+import outputs
 import prompts
 import vlm
 from tools import memory
@@ -249,7 +250,7 @@ def tell_disk(args, plan: Plan) -> list[str]:
     for number in range(1, args.rounds + 1):
         path = common.meta_path(Path(args.run, f"round{number}", "model"))
         n_left += not (path.exists() and common.read_json(path).get("finished"))
-    checkpoint = dpo.CHECKPOINT_BYTES * plan.n_trained
+    checkpoint = outputs.CHECKPOINT_BYTES * plan.n_trained
     needed = count_disk(n_left, plan.saved, checkpoint)
 
     place = Path(args.run).absolute()

@@ -19,6 +19,7 @@ import critique
 import dpo
 import evaluate
 import generate
+import outputs
 import refine
 from tools.odd import Case, Gives, Refused
 from tools.odd_models import SHIPPED, choose
@@ -131,9 +132,9 @@ def make_groups(rng) -> list[tuple[str, list[dict]]]:
     return groups
 
 
-def write(path: Path, groups: list, n_videos=None, again: tuple = ()) -> common.Output:
+def write(path: Path, groups: list, n_videos=None, again: tuple = ()) -> outputs.Output:
     """Begin or resume an output, and write the next n videos, or all that are left."""
-    out = common.Output(path, TOLERANT, META, groups, again)
+    out = outputs.Output(path, TOLERANT, META, groups, again)
     if not out.finished:
         for _, rows in out.left[:n_videos]:
             out.write(rows)
@@ -219,12 +220,12 @@ def other_arguments(directory: Path, rng) -> Case:
         rng, [("seed", 0, 1), ("top_p", 1.0, 0.5), ("limit", None, 5), ("frames", 8, None)]
     )
     begun = META | {"content": {option: then}}
-    out = common.Output(path, TOLERANT, begun, groups)
+    out = outputs.Output(path, TOLERANT, begun, groups)
     out.write(groups[0][1])
     changed = META | {"content": {option: now}}
     name = f"--{option.replace('_', '-')}"
     return Refused(
-        functools.partial(common.Output, path, TOLERANT, changed, groups), ("begun with", name)
+        functools.partial(outputs.Output, path, TOLERANT, changed, groups), ("begun with", name)
     )
 
 
@@ -235,7 +236,7 @@ def nothing_left(directory: Path, rng) -> Case:
     n_rows = sum(len(rows) for _, rows in groups)
 
     def drop_all():
-        out = common.Output(directory / "out", TOLERANT, META, groups)
+        out = outputs.Output(directory / "out", TOLERANT, META, groups)
         for _, rows in out.left:
             out.write([row | {"dropped": reason} for row in rows])
         out.finish("pairs")
@@ -357,13 +358,13 @@ def overwritten_directory(directory: Path, rng) -> Case:
     output.mkdir()
     common.write_json(common.meta_path(output), META | {"files": OWN})
     strange = draw(rng, STRANGE, 2)
-    for name in [*draw(rng, [*OWN, *WORKING, f"{dpo.PART}/"], 9), *strange]:
+    for name in [*draw(rng, [*OWN, *WORKING, f"{outputs.PART}/"], 9), *strange]:
         make_entry(output / name, name.endswith("/"))
 
     def clear() -> tuple:
         before = sorted(output.rglob("*"))
         try:
-            dpo.clear(output, META)
+            outputs.clear_directory(output, META)
         except common.InputError as error:
             if sorted(output.rglob("*")) != before:
                 raise AssertionError("it was refused, but changed") from error
