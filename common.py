@@ -374,10 +374,13 @@ def make_parser(
         help=input,
     )
     if videos:
+        for_each = "; one for all inputs, or one for each" if several_inputs else ""
         files.add_argument(
             "--videos",
+            nargs="+" if several_inputs else None,
             metavar="DIR",
-            help="the videos' root, if it has moved (default: the input's meta.json says it)",
+            help="the videos' root, if it has moved (default: the input's meta.json says it)"
+            + for_each,
         )
     files.add_argument(
         "--output",
@@ -502,16 +505,25 @@ def read_input(
 def read_inputs(paths: list, videos, require: tuple) -> tuple[Path, list]:
     """Read the rows of several inputs, whose videos may have different roots.
 
+    Args:
+        videos: values of --videos: none, one for all inputs, or one for each
+
     Returns:
-        (common root, [(video, its rows), ...]): the videos' paths begin at the common root, and
-        ids have their file before them, since those of two files may be the same. Of a single
-        input both are as they are
+        (common root, [(video, its rows), ...]): of several inputs the videos' paths begin at the
+        common root. Their rows get `input`, their file, since ids of two files may be the same;
+        and `named`, the video as it is in that file
 
     Raises:
         InputError: also if an input is named twice
     """
+    directories = videos or [None]
+    if len(directories) not in (1, len(paths)):
+        raise InputError(
+            f"--videos has {len(directories)} directories for {len(paths)} inputs: give one for "
+            "all, or one for each"
+        )
     if len(paths) == 1:
-        return read_input(paths[0], videos, require)
+        return read_input(paths[0], directories[0], require)
     places = {}
     for path in paths:
         place = Path(path).resolve()
@@ -519,14 +531,18 @@ def read_inputs(paths: list, videos, require: tuple) -> tuple[Path, list]:
             raise InputError(f"--input {path} is there twice, as {places[place]} too")
         places[place] = path
 
-    inputs = [read_input(path, videos, require) for path in paths]
+    if len(directories) == 1:
+        directories = directories * len(paths)
+    inputs = []
+    for path, directory in zip(paths, directories):
+        inputs.append(read_input(path, directory, require))
     joined = Path(os.path.commonpath([root for root, _ in inputs]))
     rows = []
     for path, (root, groups) in zip(paths, inputs):
         below = root.relative_to(joined)
         for video, group in groups:
-            name = (below / video).as_posix()
-            rows += [row | {"id": f"{path}: {row['id']}", "video": name} for row in group]
+            place = {"video": (below / video).as_posix(), "named": video, "input": f"{path}"}
+            rows += [row | place for row in group]
     return joined, group_by_video(rows)
 
 

@@ -69,7 +69,7 @@ def main():
     texts = vlm.list_texts(args.input, groups, ("question", "initial"))
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
     asked = [wording.critique, wording.error_types]
-    meta = common.make_meta(args, asked, wording._asdict(), root, groups)
+    meta = common.make_meta(args, asked, prompts.hand_on(wording, args), root, groups)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:

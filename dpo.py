@@ -292,17 +292,19 @@ def read_work(args):
     """
     wording = prompts.choose(args, args.input, settled=("answer",))
     root, groups = read_pairs(args, wording.answer)
-    texts = vlm.list_texts(" ".join(args.input), groups, ("question", *SIDES))
-    vlm.check_model(args.model, texts)
-    meta = common.make_meta(args, [wording.answer], wording._asdict(), root, groups)
+    vlm.check_model(args.model, list_texts(args.input, groups))
+    read = [name_as_in_file(pairs) for _, pairs in groups]
+    meta = common.make_meta(args, [wording.answer], wording._asdict(), root, read)
     return root, groups, meta
 
 
 def read_pairs(args, answer: str):
     """Read the pairs to train on, of one input or of several.
 
+    The pairs get `prompt`, the words that their question was asked with.
+
     Args:
-        answer: prompt that the questions were asked with, which the pairs get as their `prompt`
+        answer: prompt that questions are asked with; those of a benchmark have their own
 
     Returns:
         (root of their videos, [(video, its pairs), ...], one for each segment of a video)
@@ -315,12 +317,41 @@ def read_pairs(args, answer: str):
     pairs = []
     for row in rows:
         if "dropped" not in row:
-            pairs.append(row | {"prompt": prompts.fill(answer, question=row["question"])})
+            pairs.append(row | {"prompt": render_prompt(row, answer)})
     if not pairs:
         raise common.InputError(
             f"{' '.join(args.input)}: no row is a pair, so there is nothing to learn"
         )
     return root, common.group_by_segment(pairs)
+
+
+def render_prompt(row: dict, answer: str) -> str:
+    """Give the words that a row's question was asked with; evaluate.py's rows have them.
+
+    answer: prompt of all other rows
+    """
+    if "benchmark" in row and isinstance(row.get("prompt"), str):
+        return row["prompt"]
+    return prompts.fill(answer, question=row["question"])
+
+
+def list_texts(inputs: list[str], groups: list) -> list[tuple[str, str]]:
+    """List the texts of all pairs, with where they are from, for vlm.check_model."""
+    texts = []
+    for path in inputs:
+        for video, pairs in groups:
+            own = [pair for pair in pairs if pair.get("input", path) == path]
+            texts += vlm.list_texts(path, [(video, own)], ("prompt", *SIDES))
+    return texts
+
+
+def name_as_in_file(pairs: list[dict]) -> list[dict]:
+    """Give pairs as they are wherever their files and videos are, for the fingerprint."""
+    named = []
+    for pair in pairs:
+        row = {key: value for key, value in pair.items() if key not in ("input", "named")}
+        named.append(row | {"video": pair.get("named", pair["video"])})
+    return named
 
 
 def check_adapter(args):
@@ -347,22 +378,32 @@ def take_revision(row: dict) -> dict:
     return kept | {"chosen": row["revised"], "rejected": row["initial"]}
 
 
-def tell_where_from(args, meta: dict):
-    """Print a line if pairs were made by another model, and if it is not known by which prompt."""
-    for input in args.input:
-        path = common.meta_path(input)
-        made = common.read_json(path) if path.exists() else {}
+def tell_where_from(args, groups: list, meta: dict):
+    """Print what is to be known of the inputs: who made them, and if pairs are there twice."""
+    pairs = [pair for _, group in groups for pair in group]
+    for path in args.input:
+        if len(args.input) > 1:
+            n_pairs = sum(pair["input"] == path for pair in pairs)
+            print(f"{path}: {n_pairs} pairs")
+        file = common.meta_path(path)
+        made = common.read_json(file) if file.exists() else {}
         made_by = made.get("content", {}).get("model")
         if made_by and made_by != meta["content"]["model"]:
             print(
-                f"off-policy: {input} was made by another model, {made['arguments']['model']}, "
+                f"off-policy: {path} was made by another model, {made['arguments']['model']}, "
                 f"than the one that is trained on it, {args.model}"
             )
-        if "answer" not in prompts.recorded(input):
+        of_benchmark = all("benchmark" in pair for pair in pairs)
+        if "answer" not in prompts.recorded(path) and not of_benchmark:
             print(
-                f"{input}: no meta.json says with which prompt its questions were asked; they are "
-                "taken for asked as the model was trained to be, else as by default"
+                f"{path}: no meta.json says with which prompt its questions were asked; they are "
+                f"trained behind {meta['prompts']['answer']!r}"
             )
+
+    keys = ("video", "start", "end", "question", *SIDES)
+    distinct = {tuple(pair.get(key) for key in keys) for pair in pairs}
+    if len(distinct) < len(pairs):
+        print(f"{len(pairs) - len(distinct)} pairs are there more than once, and count each time")
 
 
 def load_policy(args):
@@ -484,8 +525,13 @@ def check_first_margin(passes: Step, batch: list, args):
 
 
 def list_ids(batch: list) -> str:
-    """Name the pairs of a batch, [(video, its pairs), ...]."""
-    return ", ".join(pair["id"] for _, pairs in batch for pair in pairs)
+    """Name the pairs of a batch, [(video, its pairs), ...]; of several inputs, with their file."""
+    names = []
+    for _, pairs in batch:
+        for pair in pairs:
+            before = f"{pair['input']}: " if "input" in pair else ""
+            names.append(before + pair["id"])
+    return ", ".join(names)
 
 
 # ------------------------------------------------------------------------------
@@ -515,7 +561,7 @@ def summarize(passes: Step) -> dict:
     return metrics
 
 
-def begin(args, meta: dict):
+def begin(args, groups: list, meta: dict):
     """Begin the output as outputs.begin does -> its lock; None if it is finished.
 
     Raises:
@@ -536,7 +582,7 @@ def begin(args, meta: dict):
     if lock:
         trained = "LoRA's factors" if args.tune == "lora" else "all weights of the language model"
         print(f"training {trained}, learning rate {args.lr:g}, loss {args.loss}")
-        tell_where_from(args, meta)
+        tell_where_from(args, groups, meta)
     return lock
 
 
@@ -707,6 +753,8 @@ def parse_args():
     args = parser.parse_args()
     if args.label_smoothing and args.loss != "sigmoid":
         parser.error("--label-smoothing belongs to --loss sigmoid alone")
+    if args.sft_on != "chosen" and args.loss != "sft":
+        parser.error("--sft-on belongs to --loss sft alone")
     if args.lora_alpha and args.tune != "lora":
         parser.error("--lora-alpha belongs to --tune lora alone")
     args.lr = args.lr or RATES[args.tune]
@@ -717,7 +765,7 @@ def main():
     """Train a model on the pairs."""
     args = parse_args()
     root, groups, meta = read_work(args)
-    lock = begin(args, meta)  # held until main returns
+    lock = begin(args, groups, meta)  # held until main returns
     if not lock:
         return  # finished already
     started = time.time()

@@ -61,6 +61,11 @@ def draw_videos(args) -> Draw:
         raise common.InputError(
             f"--skip {args.skip}: there are only {len(order)} videos in the pool"
         )
+    if args.skip:
+        print(
+            f"videos {args.skip + 1} to {args.skip + len(taken)} of the pool's {len(order)}; the "
+            "draws of two outputs are disjoint if `pool` is the same in their meta.json"
+        )
     root = Path(os.path.commonpath([file.parent for file in order]))
     names = sorted(file.relative_to(root).as_posix() for file in taken)
     return Draw(root, names, describe_pool(root, order))
@@ -86,7 +91,10 @@ def order_pool(inputs: list, seed: int, without: frozenset[Path] = frozenset()) 
         in_turn += [file for file in turn if file is not None]
     if not in_turn:
         raise common.InputError("--without has all videos of --input: there is no other")
-    return list(dict.fromkeys(in_turn))  # a file may be below two inputs
+    distinct = {}  # a file may be below two inputs, or be found through a link as well
+    for file in in_turn:
+        distinct.setdefault(file.resolve(), file)
+    return list(distinct.values())
 
 
 def describe_pool(root: Path, files: list[Path]) -> dict:

@@ -119,7 +119,7 @@ def main():
     groups = common.take_shard(groups[: args.limit], args.shard)
     texts = vlm.list_texts(args.input, groups, ("question", "initial", "critique"))
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
-    meta = common.make_meta(args, [wording.revision], wording._asdict(), root, groups)
+    meta = common.make_meta(args, [wording.revision], prompts.hand_on(wording, args), root, groups)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:

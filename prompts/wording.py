@@ -128,25 +128,40 @@ def choose(args, inputs: list, settled: tuple = ()) -> Prompts:
     file = getattr(args, "prompts", None)
     given = read(file) if file else {}
     earlier = {}
+    source = {}  # of each part, the input that it is from
     for path in inputs:
         made_with = recorded(path)
-        check_settled(settled, f"{path}", made_with, given, file)
-        check_settled(settled, f"{path}", made_with, earlier, inputs[0])
+        for part in settled:
+            check_settled(part, path, made_with, given, file)
+            check_settled(part, path, made_with, earlier, source.get(part))
+        source = dict.fromkeys(made_with, path) | source
         earlier = made_with | earlier
     chosen = merge(DEFAULT._asdict(), own_prompts(args.model), earlier, given)
     check_questions(chosen.questions, file or "prompts")
     return chosen
 
 
-def check_settled(settled: tuple, path: str, made_with: dict, other: dict, source):
-    """Raise InputError if rows were made with other prompts than another source says."""
-    for part in settled:
-        if part in made_with and part in other and made_with[part] != other[part]:
-            raise common.InputError(
-                f"{path} was made with another {part!r} than {source} has: what the model is "
-                "trained on would not be what it was asked. Make it anew with these prompts, or "
-                "leave that part out"
-            )
+def hand_on(prompts: Prompts, args) -> dict:
+    """Give what an output records of its prompts, for the stages after it.
+
+    If nothing says with which prompt the questions of the input were asked, this does not either:
+    the training must not take the default, or that of an external critic, for it.
+    """
+    handed_on = prompts._asdict()
+    is_known = "answer" in recorded(args.input) or (args.prompts and "answer" in read(args.prompts))
+    if not is_known:
+        del handed_on["answer"]
+    return handed_on
+
+
+def check_settled(part: str, path, made_with: dict, other: dict, source):
+    """Raise InputError if rows were made with another part than another source has."""
+    if part in made_with and part in other and made_with[part] != other[part]:
+        raise common.InputError(
+            f"{path} was made with another {part!r} than {source} has: what the model is "
+            "trained on would not be what it was asked. Make it anew with these prompts, or "
+            "leave that part out"
+        )
 
 
 def merge(*layers: dict) -> Prompts:

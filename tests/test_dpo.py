@@ -230,13 +230,10 @@ def test_a_step_counts_the_tokens_of_the_side_that_its_cross_entropy_is_on(monke
     assert step.lengths.tolist() == [[3, 1], [4, 6]]
 
 
-def test_sft_on_changes_nothing_in_a_preference_with_an_nll_term(train):
-    flags = ("--loss", "sigmoid", "--nll-weight", "1", "--lr", "1e-3", "--epochs", "2")
-    chosen, chosen_metrics = train("chosen", *flags, "--sft-on", "chosen")
-    rejected, rejected_metrics = train("rejected", *flags, "--sft-on", "rejected")
-    assert without_speed(rejected_metrics) == without_speed(chosen_metrics)
-    weights = [(output / "model.safetensors").read_bytes() for output in (chosen, rejected)]
-    assert weights[0] == weights[1]
+def test_sft_on_without_sft_is_refused(train, capsys):
+    with pytest.raises(SystemExit):
+        train("model", "--loss", "sigmoid", "--nll-weight", "1", "--sft-on", "rejected")
+    assert "--sft-on belongs to --loss sft alone" in capsys.readouterr().err
 
 
 def without_speed(metrics):
@@ -835,14 +832,49 @@ def test_a_row_of_several_inputs_is_named_with_its_file(tmp_path):
     assert dpo.list_ids(groups) == f"{one}: a.mp4/0, {two}: a.mp4/0"
 
 
-def test_one_video_of_two_inputs_is_read_once(tmp_path):
+def copy_round(path, name):
+    """Copy a file of pairs with its meta.json into the same directory -> the copy's path."""
+    copy = path.parent / name
+    copy.write_bytes(path.read_bytes())
+    common.write_json(common.meta_path(copy), common.read_json(common.meta_path(path)))
+    return copy
+
+
+def test_one_video_of_two_inputs_is_read_once_and_pairs_that_are_there_twice_are_said(tmp_path, monkeypatch, capsys):
     one = write_round(tmp_path / "round1", 0)
-    again = tmp_path / "round1" / "again.jsonl"
-    again.write_bytes(one.read_bytes())
-    common.write_json(common.meta_path(again), common.read_json(common.meta_path(one)))
+    again = copy_round(one, "again.jsonl")
     args = argparse.Namespace(input=[str(one), str(again)], **READ)
     _, [(name, pairs)] = dpo.read_pairs(args, "{question}")
     assert (name, len(pairs)) == ("a.mp4", 2)
+
+    train_on([one, again], tmp_path / "model", monkeypatch)
+    said = capsys.readouterr().out
+    assert f"{one}: 1 pairs" in said
+    assert f"{again}: 1 pairs" in said
+    assert "1 pairs are there more than once, and count each time" in said
+
+
+def test_inputs_that_have_moved_are_the_same_inputs(tmp_path, monkeypatch, capsys):
+    one = write_round(tmp_path / "round1", 0)
+    two = write_round(tmp_path / "round2", 2)
+    train_on([one, two], tmp_path / "model", monkeypatch)
+    (tmp_path / "elsewhere").mkdir()
+    moved = two.parent.rename(tmp_path / "elsewhere" / "round2")
+    with pytest.raises(common.InputError, match="no such directory"):
+        train_on([one, moved / "pairs.jsonl"], tmp_path / "model", monkeypatch)
+    capsys.readouterr()
+    # One --videos for each input; paths may be typed otherwise
+    inputs = [f"{tmp_path}/round1/../round1/pairs.jsonl", moved / "pairs.jsonl"]
+    train_on(inputs, tmp_path / "model", monkeypatch, "--videos", tmp_path / "round1", moved)
+    assert capsys.readouterr().out == f"{tmp_path / 'model'} is finished; nothing to do\n"
+    with pytest.raises(common.InputError, match="--videos has 3 directories for 2 inputs"):
+        train_on(inputs, tmp_path / "model", monkeypatch, "--videos", "a", "b", "c")
+
+
+def test_rows_of_a_benchmark_are_trained_behind_the_words_that_they_were_asked_with():
+    row = {"question": "why?", "prompt": "why?\nA. x\nB. y\nAnswer with the letter."}
+    assert dpo.render_prompt(row | {"benchmark": "mvbench"}, "{question} Be short.") == row["prompt"]
+    assert dpo.render_prompt(row, "{question} Be short.") == "why? Be short."
 
 
 def test_an_input_that_is_there_twice_and_inputs_of_other_prompts_are_refused(tmp_path, monkeypatch):

@@ -328,6 +328,32 @@ def test_a_file_is_obeyed_recorded_and_handed_on_to_training_and_asking(shapes, 
     assert all(prompt.startswith("Look closely.\n") for prompt in asked)
 
 
+def test_where_no_file_says_how_questions_were_asked_no_later_stage_makes_it_up(shapes, run, tmp_path, capsys):
+    """Rows of one's own, without a meta.json, pass an external critic that lists another answer prompt."""
+    critic = tmp_path / "critic"
+    shutil.copytree(MODEL, critic)
+    common.write_json(critic / "prompts.json", {"answer": MINE["answer"]})
+    rows = tmp_path / "rows.jsonl"
+    [video] = sorted(path.name for path in (shapes / "round1").iterdir())[:1]
+    row = {"id": "a", "video": video, "question": "how many shapes are there?", "initial": "there are two shapes."}
+    common.write_jsonl(rows, [row])
+
+    critiques = run(critique, rows, "critiques.jsonl", "--videos", shapes / "round1", model=critic)
+    assert "answer" not in read_recorded(critiques)
+    common.write_jsonl(critiques, [row | {"critique": "Errors: temporal_ordering", "error_types": []}])
+    pairs = run(refine, critiques, "pairs.jsonl", "--gate", "none")
+    assert "answer" not in read_recorded(pairs)
+    capsys.readouterr()
+    model = run(dpo, pairs, "model")
+    assert "no meta.json says with which prompt its questions were asked" in capsys.readouterr().out
+    assert read_recorded(model)["answer"] == prompts.DEFAULT.answer
+
+    # A file says it, once and for all
+    file = write(tmp_path, {"answer": MINE["answer"]})
+    said = run(critique, rows, "said.jsonl", "--videos", shapes / "round1", "--prompts", file)
+    assert read_recorded(said)["answer"] == MINE["answer"]
+
+
 def test_an_error_type_of_another_file_is_refused_with_file_and_line(shapes, run, tmp_path):
     responses = run(generate, shapes / "round1", "responses.jsonl", "--limit", "1")
     critiques = run(critique, responses, "critiques.jsonl")

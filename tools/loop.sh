@@ -61,7 +61,7 @@ while (($#)); do
     --run) run=${values[0]} ;;
     --rounds) rounds=${values[0]} ;;
     --limit) limit=${values[0]} ;;
-    --lrs) lrs=("${values[@]}") wanted=${#values[@]} ;;
+    --lrs) lrs=("${values[@]:-}") wanted=${#lrs[@]} ;;
     --gate) gate=(--gate "${values[0]}") ;;
     --prompts) prompts=(--prompts "${values[0]}") ;;
     --frames) frames=(--frames "${values[0]}") ;;
@@ -82,7 +82,7 @@ check_number --rounds "$rounds"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"
 [[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file"
 for lr in "${lrs[@]}"; do
-  [[ $lr =~ ^[0-9.]+(e-?[0-9]+)?$ ]] || refuse "--lrs $lr: it is no number"
+  [[ $lr =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?$ ]] || refuse "--lrs $lr: it is no number"
 done
 ((${#lrs[@]} == 0 || ${#lrs[@]} == rounds)) || refuse "--lrs has ${#lrs[@]} for $rounds rounds"
 [[ -f generate.py ]] || refuse "$PWD has no generate.py; start it from the repository's root"

@@ -26,6 +26,7 @@ import transformers
 from tqdm import tqdm
 
 import common
+import prompts
 import vlm
 from tools.checkpoint import native_tensors, whole_directory
 from vlm.files import INDEX, WEIGHTS, carry_over, read_header, read_headers
@@ -67,6 +68,8 @@ def merge(adapter: Path, dst: Path) -> float:
     with whole_directory(dst) as directory:
         carry_over(base, directory)
         shutil.copyfile(base / "config.json", directory / "config.json")
+        if (adapter / prompts.OWN).exists():  # the prompt that its answers were trained behind
+            shutil.copyfile(adapter / prompts.OWN, directory / prompts.OWN)
         if base / WEIGHTS not in headers:
             shutil.copyfile(base / INDEX, directory / INDEX)
         for file in tqdm(headers, unit="shard", disable=len(headers) < 2):

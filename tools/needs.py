@@ -47,8 +47,7 @@ def main():
     training = parse_training(args, words)
     vlm.check_model(args.model)
     dpo.check_adapter(training)
-    if args.prompts:
-        prompts.read(args.prompts)
+    prompts.choose(args, [])
     if args.benchmark:
         check_benchmark(*args.benchmark)
 
@@ -99,6 +98,8 @@ def tell_videos(args) -> list[str]:
             )
             taken.append(min(n_found, args.limit or n_found))
         print(f"videos: {', '.join(f'{n:,}' for n in taken)} in rounds 1 to {args.rounds}")
+        if args.limit and min(taken) < args.limit:
+            return [f"a round has {min(taken):,} videos, and --limit is {args.limit:,}"]
         return []
 
     pool = find_videos(args.videos)
@@ -320,9 +321,14 @@ def parse_training(args, words: list[str]):
     before = sys.argv
     sys.argv = ["dpo.py", *ours, *words]
     try:
-        return dpo.parse_args()
+        training = dpo.parse_args()
     finally:
         sys.argv = before
+    if (training.model, training.input, str(training.output)) != (args.model, ours[3:4], ours[5]):
+        raise common.InputError(
+            "--model, --input and --output behind --: each round has its own, which loop.sh gives"
+        )
+    return training
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
+import dpo
 import prompts
 import vlm
 from vlm import families, limits, placement
@@ -74,7 +75,7 @@ def list_exchanges(row: dict, wording) -> list[Exchange]:
         exchanges.append(Exchange("refine.py", asked, row["revised"]))
     for side in ("chosen", "rejected"):
         if side in row:
-            asked = fill(wording.answer, row, wording)
+            asked = dpo.render_prompt(row, wording.answer)
             exchanges.append(Exchange(f"dpo.py, {side}", asked, row[side]))
     return exchanges
 
