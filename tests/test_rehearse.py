@@ -308,14 +308,16 @@ def test_finished_steps_are_kept_and_a_changed_one_begins_anew_with_all_after_it
     steps[1] = steps[1]._replace(command=write(tmp_path / "b", "four"))
     capsys.readouterr()
     measured = rehearse.run_steps(steps, record)
-    assert "a: finished before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert [step for step in "abc" if f"--- {step}\n" in said] == ["b", "c"]
     assert [took.disk for took in measured.values()] == [1, 4, 1]
     assert (tmp_path / "b").read_text() == "four"
 
 
 def test_a_step_that_fails_is_named_and_the_next_run_begins_with_it(tmp_path, capfd):
     good = rehearse.Step("good", write(tmp_path / "a"), tmp_path / "a")
-    bad = rehearse.Step("bad", ["-c", "import sys; sys.exit(3)"], tmp_path / "b")
+    half = f"import sys; open({str(tmp_path / 'b')!r}, 'w'); sys.exit(3)"
+    bad = rehearse.Step("bad", ["-c", half], tmp_path / "b")
     with pytest.raises(common.InputError, match="the step bad failed: exit code 3"):
         rehearse.run_steps([good, bad], tmp_path / "steps.json")
     assert list(json.loads((tmp_path / "steps.json").read_text())) == ["good"]
@@ -324,6 +326,7 @@ def test_a_step_that_fails_is_named_and_the_next_run_begins_with_it(tmp_path, ca
     with pytest.raises(common.InputError, match="it was killed, most likely because the machine's memory was full"):
         rehearse.run_steps([good, killed], tmp_path / "steps.json")
     assert "good: finished before" in capfd.readouterr().out
+    assert not (tmp_path / "b").exists()  # the half that the first try wrote
 
 
 def test_what_a_stopped_step_left_is_removed_before_it_begins_anew(tmp_path):
@@ -364,8 +367,8 @@ def test_gpus_are_watched_and_the_fullest_is_told(monkeypatch):
         rehearse.Gpu(gib, 24 * gib),
         rehearse.Gpu(0, 80 * gib),
     ]
-    # GiB that two GPUs say; the first pair is before the step, and another program has 1 GiB of the first GPU
-    seen = [(1, 0), (1, 5), (4, 6), (2, 2)]
+    # GiB that two GPUs say; the first pair is before the step, when other programs have 1 and 2 GiB
+    seen = [(1, 2), (1, 5), (4, 6), (2, 2)]
 
     def list_gpus():
         now = seen.pop(0) if seen else (1, 0)
@@ -377,7 +380,7 @@ def test_gpus_are_watched_and_the_fullest_is_told(monkeypatch):
     with rehearse.GpuWatch() as watch:
         while seen:
             time.sleep(0.001)
-    assert watch.peak == 6 * gib
+    assert watch.peak == 4 * gib
 
 
 # ------------------------------------------------------------------------------
