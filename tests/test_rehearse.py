@@ -434,4 +434,4 @@ def test_what_a_size_needs_is_calculated_by_hand_for_its_weights():
     factors = 24 * 16 * (4 * 896 + 2 * (896 + 128) + 3 * (896 + 4864))
     assert needs.weights == 4 * (n + factors)  # float32 on a CPU
     assert needs.disk == 2 * 2 * n + GIB // 2  # bfloat16, twice
-    assert needs.model > needs.weights
+    assert needs.model > needs.weights + 2 * n  # the file is mapped while it is read

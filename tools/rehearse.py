@@ -459,11 +459,15 @@ def calculate_needs(raw: dict, args, n_devices: int) -> Needs:
     )
     devices = [f"device {number}" for number in range(n_devices)]
     rows = memory.plan(config, devices, options)
+    fullest = max(max(row.training, row.answering) for row in rows)
+    shard = min(stored, original.SHARD_BYTES)
+    # Beside the model: the libraries and, on a CPU, the file that is read, which is mapped
+    beside = GIB if on_gpu else GIB + shard
     return Needs(
         disk=2 * stored + GIB // 2,
         weights=max(row.weights for row in rows),
-        model=max(max(row.training, row.answering) for row in rows) + GIB,  # and the libraries
-        host=min(stored, original.SHARD_BYTES) + 2 * GIB,
+        model=fullest + beside,
+        host=shard + 2 * GIB,
     )
 
 
@@ -531,8 +535,9 @@ def gib(n_bytes: int | None) -> str:
 def describe(took: Measured) -> str:
     """Say what a step took."""
     gpu = "" if took.gpu is None else f", {gib(took.gpu)} of a GPU"
-    disk = f", {gib(took.disk)} on disk" if took.disk else ""
-    return f"{took.seconds:.0f} s, at most {gib(took.memory)} of memory{gpu}{disk}"
+    disk = f", {gib(took.disk)} on disk" if took.disk > GIB // 20 else ""
+    seconds = f"{took.seconds:.0f} s ({took.cpu:.0f} s of CPU)"
+    return f"{seconds}, at most {gib(took.memory)} of memory{gpu}{disk}"
 
 
 def print_table(measured: dict[str, Measured]):
