@@ -7,7 +7,7 @@ checkpoints.py   what a training has on the disk until it is finished
 The stages use what is listed below, as outputs.NAME.
 """
 
-from outputs.begin import begin, process_path
+from outputs.begin import begin, process_path, remove
 from outputs.checkpoints import (
     CHECKPOINT_BYTES,
     PART,
@@ -33,5 +33,6 @@ __all__ = [
     "load_checkpoint",
     "make_directory",
     "process_path",
+    "remove",
     "save_checkpoint",
 ]

@@ -42,6 +42,7 @@ import numpy as np
 import torch
 
 import common
+import outputs
 from tools import convert, memory, original
 
 ROOT = Path(common.__file__).parent
@@ -280,7 +281,7 @@ def clear(output: Path | None):
     if output is None:
         return
     if output.exists():
-        common.remove(output)
+        outputs.remove(output)
     for file in output.parent.glob(f"*{output.name}.*"):
         if file.name.startswith((f"{output.name}.meta", f".{output.name}.")):
             file.unlink()
