@@ -108,3 +108,14 @@ def test_videos_are_drawn_evenly_over_the_inputs(tmp_path):
     assert generate.order_pool(inputs, seed=1) != order
     with pytest.raises(common.InputError, match="no such file"):
         generate.order_pool([tmp_path / "missing"], 0)
+
+
+def test_a_video_that_is_found_twice_counts_once(tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (pool / name).touch()
+    (tmp_path / "link").symlink_to(pool)
+    (tmp_path / "c.mp4").symlink_to(pool / "a.mp4")
+    order = generate.order_pool([pool, pool, tmp_path / "link", tmp_path / "c.mp4", pool / "b.mp4"], seed=0)
+    assert sorted(file.resolve().name for file in order) == ["a.mp4", "b.mp4"]

@@ -426,6 +426,9 @@ def test_a_pool_that_changed_after_a_round_was_drawn_from_it_is_told(pool, monke
         (["--benchmark", "shapse", "d"], "--benchmark shapse: it is none of shapes, egoschema"),
         (["--benchmark", "shapes", "nowhere"], "nowhere/questions.json"),
         (["--prompts", "README.md"], "README.md: not JSON"),
+        # What each round has of its own
+        (["--", "--output", "elsewhere"], "--output behind --: each round has its own"),
+        (["--", "--model", "m", "--input", "i"], "--model, --input and --output behind --"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(pool, monkeypatch, words, complaint):

@@ -192,6 +192,14 @@ def check_refused(adapter, complaint):
     assert sorted(adapter.parent.iterdir()) == before
 
 
+def test_a_merged_model_keeps_the_prompt_that_its_adapter_was_trained_behind(model, tmp_path):
+    # Of the base, which lists another, it would be asked in other words than it was trained with
+    adapter = write_adapter(tmp_path / "adapter", make_factors(model))
+    common.write_json(adapter / "prompts.json", {"answer": "{question} Look closely."})
+    merge.merge(adapter, tmp_path / "merged")
+    assert common.read_json(tmp_path / "merged" / "prompts.json") == {"answer": "{question} Look closely."}
+
+
 @pytest.mark.parametrize(
     "config, complaint",
     [
