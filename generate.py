@@ -166,8 +166,7 @@ def keep_draw(args, draw: Draw) -> Draw:
     pool = meta.get("pool")
     if not pool or pool == draw.pool or not (args.limit or args.skip):
         return draw
-    options = ("input", "limit", "skip", "pool_seed", "without")
-    if any(meta["arguments"].get(option) != getattr(args, option) for option in options):
+    if not is_same_draw(args, meta):
         return draw  # another command, which Output refuses by name
     if not all(Path(meta["root"], name).exists() for name in meta["videos"]):
         return draw
@@ -176,6 +175,20 @@ def keep_draw(args, draw: Draw) -> Draw:
         f"{draw.pool['n']} now; it keeps those that were drawn then"
     )
     return Draw(Path(meta["root"]), meta["videos"], pool)
+
+
+def is_same_draw(args, meta: dict) -> bool:
+    """Say whether an output was begun with the options that decide which videos are drawn."""
+    before = meta["arguments"]
+    for option in ("limit", "skip", "pool_seed"):
+        if before.get(option) != getattr(args, option):
+            return False
+    for option in ("input", "without"):  # paths, which may be typed in another way
+        then = [Path(meta["directory"], path).resolve() for path in before.get(option) or ()]
+        now = [Path(path).resolve() for path in getattr(args, option) or ()]
+        if then != now:
+            return False
+    return True
 
 
 def refuse_new_videos(args, meta: dict):

@@ -114,7 +114,8 @@ def main():
     """Write a revision of every answer that passes the gate."""
     args = parse_args()
     wording = prompts.choose(args, [args.input], settled=("answer", "error_types"))
-    root, groups = common.read_input(args.input, args.videos, REQUIRED, wording.error_types)
+    needed = REQUIRED if args.gate == "critic" else REQUIRED[:-1]  # all but the verdict
+    root, groups = common.read_input(args.input, args.videos, needed, wording.error_types)
     common.check_rows_are_left(args.input, groups)
     groups = common.take_shard(groups[: args.limit], args.shard)
     texts = vlm.list_texts(args.input, groups, ("question", "initial", "critique"))

@@ -292,18 +292,24 @@ def test_an_output_keeps_its_videos_when_the_pool_grows(growing, run, monkeypatc
     said = capsys.readouterr().out
     assert "the pool had 2 videos when it was begun, and has 4 now; it keeps those that were drawn then" in said
     assert "is finished; nothing to do" in said
+    # However the path is typed
+    run(generate, f"{directory}/../{directory.name}/", "output.jsonl", "--limit", "1")
+    assert "is finished; nothing to do" in capsys.readouterr().out
     # Another command is another draw
     with pytest.raises(common.InputError, match="begun with --limit 1, now it is with --limit 2"):
         run(generate, directory, "output.jsonl", "--limit", "2")
 
 
-def test_without_a_gate_every_answer_is_revised_and_every_one_that_changes_is_a_pair(root, run):
+def test_without_a_gate_every_answer_is_revised_and_every_one_that_changes_is_a_pair(root, run, tmp_path):
     responses = run(generate, root / "round1", "responses.jsonl", "--limit", "3")
     critiques = run(critique, responses, "critiques.jsonl")
     rows = common.read_jsonl(critiques)
     readable = [row for row in rows if "dropped" not in row]
     readable[0]["error_types"] = None  # a verdict that could not be read is no obstacle
     common.write_jsonl(critiques, rows)
+    without = [{key: value for key, value in row.items() if key != "error_types"} for row in rows]
+    common.write_jsonl(tmp_path / "no_verdicts.jsonl", without)
+    run(refine, tmp_path / "no_verdicts.jsonl", "none.jsonl", "--gate", "none", "--videos", root / "round1")
 
     gated = common.read_jsonl(run(refine, critiques, "gated.jsonl"))
     free = common.read_jsonl(run(refine, critiques, "free.jsonl", "--gate", "none"))

@@ -138,6 +138,15 @@ start_scoring() {  # model, directory of the round
   set +m
 }
 
+# A stage of a round. If it fails, what is being scored is finished first, but for Ctrl-C
+stage() {
+  local status=0
+  run python "$@" || status=$?
+  ((status)) || return 0
+  ((status >= 128)) || [[ ! $scoring ]] || wait "$scoring" || true
+  exit "$status"
+}
+
 finish_scoring() {
   [[ ! $scoring ]] || wait "$scoring" || { cat "$log"; scoring=''; exit 1; }
   scoring=''
@@ -161,13 +170,13 @@ for ((round = 1; round <= rounds; round++)); do
   fi
   lr=${lrs[round - 1]}
 
-  run python generate.py --model "$model" --input "${videos[@]//\{round\}/$round}" \
+  stage generate.py --model "$model" --input "${videos[@]//\{round\}/$round}" \
     --output "$out/responses.jsonl" --seed "$round" "${which[@]}" "${frames[@]}" "${prompts[@]}"
-  run python critique.py --model "$model" --input "$out/responses.jsonl" \
+  stage critique.py --model "$model" --input "$out/responses.jsonl" \
     --output "$out/critiques.jsonl" "${frames[@]}" "${prompts[@]}"
-  run python refine.py --model "$model" --input "$out/critiques.jsonl" \
+  stage refine.py --model "$model" --input "$out/critiques.jsonl" \
     --output "$out/pairs.jsonl" "${frames[@]}" "${prompts[@]}" "${gate[@]}"
-  run python dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
+  stage dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
     --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
   model=$out/model
   start_scoring "$model" "$out"

@@ -17,6 +17,7 @@ the video are read.
 import argparse
 import difflib
 import itertools
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -83,9 +84,10 @@ def list_exchanges(row: dict, wording) -> list[Exchange]:
 def find_question_prompt(row: dict, wording) -> str | None:
     """Find the prompt that generate.py asked for a row's question with; None if it did not."""
     kind, _, number = row["id"].removeprefix(f"{row.get('video')}/").rpartition("/")
-    if kind not in wording.questions or not number.isdecimal():
+    if kind not in wording.questions or not re.fullmatch("[0-9]{1,9}", number):
         return None
-    counts = dict.fromkeys(wording.questions, 0) | {kind: int(number) + 1}
+    in_turn = len(wording.questions[kind]["aspects"]) or 1  # after so many, prompts come again
+    counts = dict.fromkeys(wording.questions, 0) | {kind: int(number) % in_turn + 1}
     *_, (_, _, prompt) = prompts.list_questions(wording.questions, counts)
     return prompt
 

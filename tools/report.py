@@ -353,6 +353,7 @@ def compare(one: list[dict], other: list[dict]) -> str:
     ones = {row["id"]: row for row in one if row.get("correct") is not None}
     others = {row["id"]: row for row in other if row.get("correct") is not None}
     outcomes = []  # of each question in both runs: correct in the first, correct in the second
+    n_reworded = 0
     for id, row in ones.items():
         if id not in others:
             continue
@@ -360,6 +361,7 @@ def compare(one: list[dict], other: list[dict]) -> str:
             if row[key] != others[id][key]:
                 raise common.InputError(f"the question {id} is not the same in both runs")
         outcomes.append((row["correct"], others[id]["correct"]))
+        n_reworded += row.get("prompt") != others[id].get("prompt")
 
     only_one = outcomes.count((True, False))
     only_other = outcomes.count((False, True))
@@ -368,6 +370,7 @@ def compare(one: list[dict], other: list[dict]) -> str:
         f"in the first alone {only_one}, in the second alone {only_other}, "
         f"in none {outcomes.count((False, False))}; "
         f"McNemar's p = {mcnemar(only_one, only_other):.4f}"
+        + (f"; {n_reworded} of them were asked in other words" if n_reworded else "")
     )
 
 

@@ -91,7 +91,8 @@ def shorten(paths: list[Path]) -> list[str]:
     if len(parts) == 1:
         return [parts[0][-1]]
     first = 0
-    while len({part[first] for part in parts}) == 1:
+    shortest = min(map(len, parts))
+    while first < shortest - 1 and len({part[first] for part in parts}) == 1:
         first += 1
     parts = [part[first:] for part in parts]
     while min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
