@@ -341,6 +341,19 @@ def list_prompts(items: list[dict], root: Path, answer: str) -> list[tuple[str, 
     return listed
 
 
+def has_own_prompts(args) -> bool:
+    """Say whether the benchmark asks in words of its own, which are those of no other stage."""
+    return find_benchmark(args.benchmark).render is not None
+
+
+def tell_how_it_asks(wording, args):
+    """Print a line if the words are not those that the model was made with, or not --prompts'."""
+    if not has_own_prompts(args):
+        prompts.tell_if_unknown(wording, args.model, ("answer",))
+    elif args.prompts:
+        print(f"{args.benchmark} asks in its own words, which --prompts does not change")
+
+
 def what_was_asked(groups: list) -> list[dict]:
     """Give the items as they are wherever the videos are, for the fingerprint of the input.
 
@@ -538,8 +551,6 @@ def parse_args():
         return args
     if not args.output or not (args.rescore or (args.model and args.input)):
         parser.error("--model, --input and --output are needed; with --rescore --output alone")
-    if args.prompts and find_benchmark(args.benchmark).render:
-        parser.error(f"--prompts: {args.benchmark} has prompts of its own")
     if args.unparsed == "random" and not find_benchmark(args.benchmark).draws_unparsed:
         drawn = [name for name in names if find_benchmark(name).draws_unparsed]
         parser.error(f"--unparsed random is for {', '.join(drawn)}")
@@ -566,11 +577,10 @@ def main():
     groups = common.take_shard(groups[: args.limit], args.shard)
 
     wording = prompts.choose(args, [])
-    has_own_prompts = find_benchmark(args.benchmark).render is not None
     texts = list_prompts(items, root, wording.answer)
     vlm.check_model(args.model, texts)
     asked = [prompt for _, prompt in texts]
-    handed_on = {} if has_own_prompts else wording._asdict()
+    handed_on = {} if has_own_prompts(args) else wording._asdict()
     meta = common.make_meta(args, asked, handed_on, root, what_was_asked(groups))
     mark_run(groups, len(items), meta["content"])
     again = ["missing_video"]  # videos that have arrived since
@@ -579,8 +589,7 @@ def main():
     out = outputs.Output(args.output / "predictions.jsonl", args, meta, groups, tuple(again))
     if out.finished:
         return
-    if not has_own_prompts:
-        prompts.tell_if_unknown(wording, args.model, ("answer",))
+    tell_how_it_asks(wording, args)
     model, tokenizer = vlm.load(args)
     # Once for each segment of a video, since its rows are sorted by segment
     for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):

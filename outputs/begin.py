@@ -61,11 +61,20 @@ def is_finished(output: Path, meta: dict, is_whole) -> bool:
     [finished] = common.read_keys(path, "finished")
     if not finished or (is_whole and not is_whole()):
         return False
-    before = common.read_json(path)
-    if before.get("prompts") != meta.get("prompts"):  # of later stages; its own are in `content`
-        common.write_json(path, before | {"prompts": meta.get("prompts")})
+    take_up_prompts(path, meta)
     print(f"{output} is finished; nothing to do")
     return True
+
+
+def take_up_prompts(path: Path, meta: dict):
+    """Write the prompts of a file into the meta.json of a finished output, for later stages.
+
+    Those of the stage itself are in `content`, and are the same.
+    """
+    before = common.read_json(path)
+    is_given = meta.get("arguments", {}).get("prompts")
+    if is_given and before.get("prompts") != meta["prompts"]:
+        common.write_json(path, before | {"prompts": meta["prompts"]})
 
 
 def clear(output: Path, meta: dict):

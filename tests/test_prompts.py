@@ -379,12 +379,20 @@ def test_a_prompt_that_a_stage_has_used_cannot_change_under_its_output(shapes, r
     assert "is finished; nothing to do" in capsys.readouterr().out
     assert responses.read_bytes() == before
     assert read_recorded(responses)["critique"] == MINE["critique"]
+    # And a command without a file changes nothing
+    run(generate, shapes / "round1", "responses.jsonl", "--limit", "1")
+    assert read_recorded(responses)["critique"] == MINE["critique"]
 
 
-def test_a_benchmark_with_prompts_of_its_own_takes_no_file(run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(evaluate, tmp_path, "eval", "--benchmark", "mvbench", "--prompts", write(tmp_path, MINE))
-    assert "--prompts: mvbench has prompts of its own" in capsys.readouterr().err
+def test_a_benchmark_with_prompts_of_its_own_says_that_a_file_does_not_change_them(tmp_path, capsys):
+    args = make_args(write(tmp_path, MINE))
+    for benchmark, said in (
+        ("mvbench", "mvbench asks in its own words"),
+        ("shapes", "was not made with these prompts"),
+    ):
+        args.benchmark = benchmark
+        evaluate.tell_how_it_asks(prompts.choose(args, []), args)
+        assert said in capsys.readouterr().out
 
 
 def test_control_tokens_in_a_file_of_prompts_are_refused_before_anything_is_written(shapes, run, tmp_path):

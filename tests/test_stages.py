@@ -309,7 +309,7 @@ def test_without_a_gate_every_answer_is_revised_and_every_one_that_changes_is_a_
     common.write_jsonl(critiques, rows)
     without = [{key: value for key, value in row.items() if key != "error_types"} for row in rows]
     common.write_jsonl(tmp_path / "no_verdicts.jsonl", without)
-    run(refine, tmp_path / "no_verdicts.jsonl", "none.jsonl", "--gate", "none", "--videos", root / "round1")
+    run(refine, tmp_path / "no_verdicts.jsonl", "none.jsonl", "--gate", "none", "--videos", str(root / "round1"))
 
     gated = common.read_jsonl(run(refine, critiques, "gated.jsonl"))
     free = common.read_jsonl(run(refine, critiques, "free.jsonl", "--gate", "none"))

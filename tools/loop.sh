@@ -108,10 +108,9 @@ run() {
 
 # Score a model; in the tiny world its critiques and its revisions, too
 score() {  # model, directory of the round
-  local eval=$2/eval words=()
-  [[ ${benchmark[0]} != shapes ]] || words=("${prompts[@]}")
+  local eval=$2/eval
   run python evaluate.py --benchmark "${benchmark[0]}" --model "$1" --input "${benchmark[1]}" \
-    --output "$eval" "${frames[@]}" "${words[@]}"
+    --output "$eval" "${frames[@]}" "${prompts[@]}"
   [[ ${benchmark[0]} == shapes ]] || return 0
   run python critique.py --model "$1" --input "$eval/predictions.jsonl" \
     --output "$eval/critiques.jsonl" "${frames[@]}" "${prompts[@]}"

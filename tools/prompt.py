@@ -188,7 +188,7 @@ def main():
     """Print a row as the model gets it."""
     args = parse_args()
     row = find_row(args.file, args.id)
-    wording = prompts.choose(args, [args.file])
+    wording = prompts.choose(args, [args.file], settled=("answer",))
     exchanges = list_exchanges(row, wording)
     print(f"{args.id} in {args.file}; {name_source(args)}")
     if "dropped" in row:
