@@ -93,7 +93,7 @@ def order_pool(inputs: list, seed: int, without: frozenset[Path] = frozenset()) 
         raise common.InputError("--without has all videos of --input: there is no other")
     distinct = {}  # a file may be below two inputs, or be found through a link as well
     for file in in_turn:
-        distinct.setdefault(file.resolve(), file)
+        distinct.setdefault(os.path.realpath(file), file)
     return list(distinct.values())
 
 
