@@ -10,7 +10,7 @@ loop: .venv/ready
 	PATH="$(CURDIR)/.venv/bin:$$PATH" bash shapes/loop.sh
 
 test: .venv/ready-dev
-	.venv/bin/python -m pytest -q tests
+	.venv/bin/python -m pytest -q -n auto --dist loadfile tests
 
 test-slow: .venv/ready-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow tests

@@ -13,6 +13,7 @@ The prompts that an output was made with are in its meta.json, under `prompts`, 
 it; those that a model was made with may be in its directory, in prompts.json.
 """
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -296,9 +297,13 @@ def check_text(value, where: str):
 
 
 def check_prompt(value, where: str, required: tuple, optional: tuple):
-    """Check the fields of a prompt."""
+    """Check the fields of a prompt; a word in braces that is nearly one is taken for a typo."""
     check_text(value, where)
-    found = set(re.findall(r"\{(\w+)\}", value)) & set(FIELDS)
+    words = set(re.findall(r"\{(\w+)\}", value))
+    for word in sorted(words - set(FIELDS)):
+        if nearest := difflib.get_close_matches(word, FIELDS, n=1, cutoff=0.8):
+            raise common.InputError(f"{where}: {{{word}}} is no field; is {{{nearest[0]}}} meant?")
+    found = words & set(FIELDS)
     for field in required:
         if field not in found:
             raise common.InputError(f"{where}: the field {{{field}}} is missing")

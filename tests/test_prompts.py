@@ -78,6 +78,9 @@ def write(tmp_path, value):
         ({"answer": "What is shown?"}, "answer: the field {question} is missing"),
         ({"answer": "{question} {critique}"}, "answer: the field {critique} is not known in this prompt"),
         ({"critique": "{question}: right?"}, "critique: the field {initial} is missing"),
+        ({"answer": "{quesiton}"}, "answer: {quesiton} is no field; is {question} meant?"),
+        # A field that may be left out would else be missing silently
+        ({"critique": "{question} {initial} {error_type}"}, "critique: {error_type} is no field; is {error_types}"),
         ({"revision": "{question} {initial}"}, "revision: the field {critique} is missing"),
         ({"questions": []}, "questions: an object is expected, not list"),
         ({"questions": {"spatial": "where?"}}, "questions: spatial: an object is expected, not str"),
