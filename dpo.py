@@ -819,6 +819,7 @@ def main():
             check_weights_finite(model)
             saved = outputs.save_checkpoint(args.output, step, masters, optimizer)
 
+    next(all_watched, None)  # there is none left: the progress bar comes to its end
     n_pairs = sum(len(pairs) for _, pairs in groups)
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}
     save(model, tokenizer, args, adapter, n_pairs, meta, finished)

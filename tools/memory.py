@@ -298,7 +298,9 @@ WIDTHS = {
 def main():
     """Print what each device needs."""
     args = parse_args()
-    base = Path(vlm.read_adapter(args.model).base)
+    adapter = vlm.read_adapter(args.model)
+    args.lora_rank = adapter.rank or args.lora_rank  # one that is trained further keeps its own
+    base = Path(adapter.base)
     [kind] = common.read_keys(base / "config.json", "model_type")
     if kind != "internvl":  # it would be taken for the default InternVL
         raise common.InputError(f"{base}: unknown class {kind}, not internvl")

@@ -16,6 +16,7 @@ import matplotlib
 
 import common
 from tools import report
+from tools.report_rounds import find_rounds
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -36,7 +37,7 @@ def main():
     parser.add_argument("output", type=Path, help="directory of the pictures")
     args = parser.parse_args()
 
-    rounds = sorted(args.run.glob("round*"))
+    rounds = find_rounds(args.run)
     if not rounds:
         raise common.InputError(f"{args.run}: no round*/ in it, so it is not a run of the loop")
     args.output.mkdir(parents=True, exist_ok=True)
