@@ -1,5 +1,5 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
-# make test    the tests: about two minutes, no network, no GPU
+# make test    the tests: a minute or two, no network, no GPU
 # make test-slow    killed processes, real clips (downloaded once), damaged files: a few minutes
 # make lint    is the code formatted, and clean under the rules of pyproject.toml? Two seconds
 # make study   the loop beside its controls, three seeds each: under two hours; BASES=3: on two more base models, an hour and a half more

@@ -55,6 +55,9 @@ def run(main):
     except KeyboardInterrupt:
         print(f"\nstopped; the same command resumes: {command()}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        sys.exit(1)
     except (OSError, safetensors.SafetensorError) as error:
         print(
             f"\nstopped: {error}. Once this is fixed, the same command resumes: {command()}",

@@ -76,6 +76,7 @@ def main():
         return
 
     prompts.tell_if_unknown(wording, args.model, ("critique",))
+    prompts.tell_if_no_verdict(wording.critique)
     model, tokenizer = vlm.load(args)
     for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
         if video:

@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import common
 import outputs
@@ -60,6 +61,7 @@ REFERENCE_FREE = ()
 
 # Learning rate by what is trained: factors want about ten times that of all weights
 RATES = {"full": 5e-7, "lora": 5e-6}
+LORA_RANK = 16
 
 
 # ------------------------------------------------------------------------------
@@ -143,6 +145,8 @@ def step_loss(args, sums, lengths, reference, n_pairs: int, n_tokens: int):
 
 def cross_entropy_side(args) -> int:
     """Give the row of (2, B) whose answers the cross-entropy is taken over: 0 is chosen.
+
+    The pairs of --sft-on revised have the revision as their chosen answer.
 
     --sft-on is an option of --loss sft alone; an NLL term beside a preference is on chosen.
     """
@@ -370,7 +374,7 @@ def check_adapter(args):
 
 
 def take_revision(row: dict) -> dict:
-    """Make a pair of a row whose revision repeats the answer, for --sft-on revised."""
+    """Make a pair of a row whose revision repeats the answer; other rows stay as they are."""
     is_whole = all(key in row for key in ("question", "initial", "revised"))
     if row.get("dropped") != "unchanged" or not is_whole:
         return row
@@ -521,7 +525,7 @@ def check_first_margin(passes: Step, batch: list, args):
             "update was made. Did a video change after the reference was computed? The same "
             f"command computes it again. The step's pairs: {list_ids(batch)}"
         )
-    print(f"first step: largest |reward| {largest:.1e}: policy and reference are one model")
+    tqdm.write(f"first step: largest |reward| {largest:.1e}: policy and reference are one model")
 
 
 def list_ids(batch: list) -> str:
@@ -689,7 +693,8 @@ def parse_args():
         "--sft-on",
         choices=(*SIDES, "revised"),
         default="chosen",
-        help="what --loss sft learns; revised: all revisions, also those that repeat the answer",
+        help="what --loss sft learns; revised: all whole revisions, also those that repeat the "
+        "answer",
     )
 
     add = parser.add_argument_group("the updates").add_argument
@@ -697,9 +702,8 @@ def parse_args():
     add(
         "--lora-rank",
         type=common.at_least(1, 4096),
-        default=16,
         metavar="R",
-        help="of a new adapter; one that is trained further keeps its own",
+        help=f"of a new adapter (default: {LORA_RANK}); one that is trained further keeps its own",
     )
     add(
         "--lora-alpha",
@@ -755,8 +759,12 @@ def parse_args():
         parser.error("--label-smoothing belongs to --loss sigmoid alone")
     if args.sft_on != "chosen" and args.loss != "sft":
         parser.error("--sft-on belongs to --loss sft alone")
-    if args.lora_alpha and args.tune != "lora":
-        parser.error("--lora-alpha belongs to --tune lora alone")
+    if args.nll_weight and args.loss == "sft":
+        parser.error("--nll-weight is added to a preference loss; --loss sft has no other part")
+    if (args.lora_rank or args.lora_alpha) and args.tune != "lora":
+        parser.error("--lora-rank and --lora-alpha belong to --tune lora alone")
+    if args.tune == "lora":
+        args.lora_rank = args.lora_rank or LORA_RANK
     args.lr = args.lr or RATES[args.tune]
     return args
 

@@ -8,7 +8,7 @@ prompts/default.py, or in a file of yours (--prompts).
         --output runs/mine/round1/responses.jsonl
     python generate.py --model shapes/model --input video.mp4 \
         --ask "which way does the red circle move?"
-    python generate.py --prompts list    # today's prompts, as a file to edit
+    python generate.py --prompts list    # the default prompts, as a file to edit
 
 reads    video files, folders of frames, or directories of them
 writes   id, video, kind, question, initial. A row that fails stays in the file
@@ -61,6 +61,8 @@ def draw_videos(args) -> Draw:
         raise common.InputError(
             f"--skip {args.skip}: there are only {len(order)} videos in the pool"
         )
+    if args.limit and len(taken) < args.limit:
+        print(f"--limit {args.limit}: there are only {len(taken)} videos for it")
     if args.skip:
         print(
             f"videos {args.skip + 1} to {args.skip + len(taken)} of the pool's {len(order)}; the "
@@ -259,11 +261,12 @@ class Noise(LogitsProcessor):
 
 
 def count_questions(args, questions: dict[str, dict]) -> dict[str, int]:
-    """Give the number of questions of each kind: --spatial, --temporal, or as the prompts say."""
-    return {
-        kind: entry.get("number", vars(args).get(kind.replace("-", "_")))
-        for kind, entry in questions.items()
-    }
+    """Give the number of questions of each kind: as an option says, else as the prompts say."""
+    counts = {kind: entry["number"] for kind, entry in questions.items()}
+    for kind in prompts.DEFAULT.questions:  # each has an option
+        if getattr(args, kind) is not None:
+            counts[kind] = getattr(args, kind)
+    return counts
 
 
 def new_rows(name: str, asked: list[tuple]) -> list[dict]:
@@ -395,9 +398,9 @@ def parse_args():
         asking.add_argument(
             f"--{kind}",
             type=common.at_least(0, 1000),
-            default=3,
             metavar="N",
-            help=f"{kind} questions about each video",
+            help=f"{kind} questions about each video (default: as the prompts say, which is "
+            f"{prompts.DEFAULT.questions[kind]['number']} unless --prompts has another number)",
         )
     asking.add_argument(
         "--max-new-tokens",

@@ -8,7 +8,7 @@ The stages use what is listed below, as prompts.NAME.
 """
 
 from prompts.default import ERROR_TYPES
-from prompts.verdict import parse_error_types, tell_if_unreadable
+from prompts.verdict import parse_error_types, tell_if_no_verdict, tell_if_unreadable
 from prompts.wording import (
     DEFAULT,
     OWN,
@@ -44,6 +44,7 @@ __all__ = [
     "recorded",
     "save_with_model",
     "show",
+    "tell_if_no_verdict",
     "tell_if_unknown",
     "tell_if_unreadable",
 ]

@@ -12,6 +12,7 @@ QUESTION = (
     "look, ask only about what is really shown, and make sure that watching the video is needed to "
     "answer it. Reply with the question alone."
 )
+NUMBER = 3  # of each kind, about each video
 # The kinds of questions, and the aspects that each may be about
 ASPECTS = {
     "spatial": (

@@ -125,6 +125,15 @@ def tell_if_unreadable(path, rows: list[dict]):
         f"verdict that can be read, such as that of {unreadable[0]['id']}:\n"
         f"    {unreadable[0]['critique'][:300]!r}\n"
         'The critique\'s prompt must ask for a last line "Errors: ..." (docs/files.md, "How is a '
-        'verdict read?"); a reply that was cut off needs a larger --max-new-tokens; refine.py '
-        "--gate none revises all answers, whatever the verdict"
+        'verdict read?"), and the model must understand it; a reply that was cut off needs a '
+        "larger --max-new-tokens; refine.py --gate none revises all answers, whatever the verdict"
     )
+
+
+def tell_if_no_verdict(critique: str):
+    """Print a line if a critique's prompt does not ask for the verdict that is looked for."""
+    if "errors" not in critique.lower():
+        print(
+            'the critique\'s prompt does not have the word "Errors", so verdicts will hardly be '
+            "found (docs/prompts.md); refine.py --gate none needs none"
+        )

@@ -38,8 +38,7 @@ FIELDS = ("aspect", "question", "initial", "critique", "error_types")
 class Prompts(NamedTuple):
     """All prompts of a run, and its error types. As a dict it is what a file of prompts has."""
 
-    # {kind: {"prompt": text, "aspects": [text, ...], "number": questions about each video}}; of
-    # the kinds for which generate.py has an option, it says the number
+    # {kind: {"prompt": text, "aspects": [text, ...], "number": questions about each video}}
     questions: dict[str, dict]
     answer: str
     critique: str
@@ -49,7 +48,7 @@ class Prompts(NamedTuple):
 
 DEFAULT = Prompts(
     questions={
-        kind: {"prompt": default.QUESTION, "aspects": list(aspects)}
+        kind: {"prompt": default.QUESTION, "aspects": list(aspects), "number": default.NUMBER}
         for kind, aspects in default.ASPECTS.items()
     },
     answer=default.ANSWER,
@@ -108,7 +107,7 @@ def add_option(parser):
     parser.add_argument_group("the words").add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts and error types in JSON; generate.py --prompts list prints today's as such "
+        help="prompts and error types in JSON; generate.py --prompts list prints the defaults as such "
         "a file (default: what the input was made with, else what the model was, else these)",
     )
 
@@ -127,16 +126,21 @@ def choose(args, inputs: list, settled: tuple = ()) -> Prompts:
         InputError: if the file is not valid, or a settled part is not the same everywhere
     """
     file = getattr(args, "prompts", None)
-    given = read(file) if file else {}
+    given = {}
+    if file:
+        given = read(file)
+        tell_no_fields(given, file)
     earlier = {}
-    source = {}  # of each part, the input that it is from
+    source = {}  # of each part, the first input that says it
     for path in inputs:
         made_with = recorded(path)
         for part in settled:
             check_settled(part, path, made_with, given, file)
             check_settled(part, path, made_with, earlier, source.get(part))
-        source = dict.fromkeys(made_with, path) | source
-        earlier = made_with | earlier
+        for part in made_with:
+            if part not in earlier:
+                earlier[part] = made_with[part]
+                source[part] = path
     chosen = merge(DEFAULT._asdict(), own_prompts(args.model), earlier, given)
     check_questions(chosen.questions, file or "prompts")
     return chosen
@@ -159,9 +163,8 @@ def check_settled(part: str, path, made_with: dict, other: dict, source):
     """Raise InputError if rows were made with another part than another source has."""
     if part in made_with and part in other and made_with[part] != other[part]:
         raise common.InputError(
-            f"{path} was made with another {part!r} than {source} has: what the model is "
-            "trained on would not be what it was asked. Make it anew with these prompts, or "
-            "leave that part out"
+            f"{path} was made with another {part!r} than {source} has, and its rows stay what "
+            "they are: leave that part out, or make it anew with these prompts"
         )
 
 
@@ -256,6 +259,8 @@ def list_texts(prompts: Prompts, file) -> list[tuple[str, str]]:
 
 def read(path) -> dict:
     """Read a file of prompts -> the parts that it has; InputError names file, part and fault."""
+    if f"{path}" == "list":
+        raise common.InputError("--prompts list: generate.py prints them, without another option")
     return check(common.read_json(path), f"{path}")
 
 
@@ -311,6 +316,16 @@ def check_prompt(value, where: str, required: tuple, optional: tuple):
         raise common.InputError(f"{where}: the field {{{field}}} is not known in this prompt")
 
 
+def tell_no_fields(given: dict, file):
+    """Print a line for each word in braces that is no field: it stays as it is."""
+    texts = {part: given[part] for part in REQUIRED if part in given}
+    for kind, entry in given.get("questions", {}).items():
+        texts[f"questions: {kind}"] = entry.get("prompt", "")
+    for name, text in texts.items():
+        for word in sorted(set(re.findall(r"\{(\w+)\}", text)) - set(FIELDS)):
+            print(f"{file}: {name}: {{{word}}} is no field, and stays as it is")
+
+
 def check_kind(kind: str, entry, where: str):
     """Check what a file says of a kind of questions."""
     if not re.fullmatch(r"[A-Za-z][\w-]*", kind):
@@ -327,8 +342,6 @@ def check_kind(kind: str, entry, where: str):
                 check_text(aspect, f"{where}: aspects")
         elif key != "number":
             raise common.InputError(f"{where}: there is no {key!r}: prompt, aspects, number")
-        elif kind in default.ASPECTS:
-            raise common.InputError(f"{where}: number: the option --{kind} of generate.py says it")
         elif type(value) is not int or not 0 <= value <= 1000:
             raise common.InputError(f"{where}: number: a whole number from 0 to 1000 is expected")
 
@@ -347,7 +360,7 @@ def check_questions(questions: dict[str, dict], where: str):
                 f"{where}: questions: {kind}: the field {{aspect}} is missing in its prompt, so "
                 "its aspects would not be asked for ('\"aspects\": []' takes them away)"
             )
-        if kind not in default.ASPECTS and "number" not in entry:
+        if "number" not in entry:
             raise common.InputError(
                 f"{where}: questions: {kind}: number is missing: how many about each video"
             )

@@ -230,10 +230,19 @@ def test_a_step_counts_the_tokens_of_the_side_that_its_cross_entropy_is_on(monke
     assert step.lengths.tolist() == [[3, 1], [4, 6]]
 
 
-def test_sft_on_without_sft_is_refused(train, capsys):
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        ("--nll-weight 1 --sft-on revised", "--sft-on belongs to --loss sft alone"),
+        ("--loss sft --nll-weight 1", "--nll-weight is added to a preference loss"),
+        ("--lora-rank 8", "--lora-rank and --lora-alpha belong to --tune lora alone"),
+        ("--lora-alpha 8", "--lora-rank and --lora-alpha belong to --tune lora alone"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(train, capsys, flags, complaint):
     with pytest.raises(SystemExit):
-        train("model", "--loss", "sigmoid", "--nll-weight", "1", "--sft-on", "rejected")
-    assert "--sft-on belongs to --loss sft alone" in capsys.readouterr().err
+        train("model", *flags.split())
+    assert complaint in capsys.readouterr().err
 
 
 def without_speed(metrics):

@@ -151,12 +151,16 @@ def test_an_option_of_dpo_that_we_give_too_is_overruled_by_the_users(monkeypatch
         ("--model m --videos v --run", "--run takes 1 value(s), not 0"),
         ("--model m n --videos v --run r", "--model takes 1 value(s), not 2"),
         ("--model m --videos v --run r --beside yes", "--beside takes 0 value(s), not 1"),
+        ("--model m --videos v --run r --lrs", "--lrs takes 1 value(s), not 0"),
+        ("--model m --videos v --run r --rounds 1 --lrs 1.2.3", "--lrs 1.2.3: it is no number"),
+        ("--model m --videos v --run r --videos w", "--videos is there twice"),
+        ("--model m --videos v --run r --overwrite", "--overwrite would lose finished rounds: begin another --run"),
         ("--model m --videos v --run r --benchmark shapes", "--benchmark takes 2 value(s), not 1"),
         ("--model m --videos v --run r --beta 3", "--beta is no option here (those of dpo.py stand after --)"),
         ("--model m --videos v --run r --rounds 0", "--rounds 0: it must be a whole number from 1 on"),
         ("--model m --videos v --run r --limit many", "--limit many: it must be a whole number from 1 on"),
         ("--model m --videos v --run r --gate half", "--gate half: critic or none"),
-        ("--model m --videos v --run r --prompts no.json", "--prompts no.json: no such file"),
+        ("--model m --videos v --run r --prompts no.json", "--prompts no.json: no such file; python generate.py --prompts list > FILE writes the default ones"),
         ("--model m --videos v --run r --rounds 3 --lrs 1e-4 1e-5", "--lrs has 2 for 3 rounds"),
         ("--model m --videos v --run r --rounds 1 --lrs high", "--lrs high: it is no number"),
         ("--model m --videos v w{round} --run r", "--videos: {round} in all of the DIRs or in none"),
@@ -172,7 +176,7 @@ def test_help_names_every_option():
     done = loop("--help")
     assert (done.returncode, done.stderr) == (0, "")
     script = (ROOT / "tools" / "loop.sh").read_text()
-    taken = re.findall(r"^    (--[a-z-]+)\)", script, re.MULTILINE)
+    taken = re.findall(r"^    (--[a-z-]+)\) (?!refuse)", script, re.MULTILINE)
     assert len(taken) == 12
     for option in taken:
         assert option in done.stdout
@@ -429,6 +433,8 @@ def test_a_pool_that_changed_after_a_round_was_drawn_from_it_is_told(pool, monke
         # What each round has of its own
         (["--", "--output", "elsewhere"], "--output behind --: each round has its own"),
         (["--", "--model", "m", "--input", "i"], "--model, --input and --output behind --"),
+        (["--", "--overwrite"], "--overwrite and --limit behind --: the former would lose finished rounds"),
+        (["--", "--limit", 8], "--overwrite and --limit behind --"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(pool, monkeypatch, words, complaint):

@@ -101,8 +101,6 @@ def test_alpha_is_twice_the_rank_unless_it_is_given_and_an_adapter_keeps_its_own
         assert common.read_json(adapter / "adapter_config.json")["lora_alpha"] == expected
     with pytest.raises(common.InputError, match=r"--lora-alpha 16: .*adapter32 is an adapter with lora_alpha 32"):
         train("next", *SMALL, "--lora-alpha", "16", model=adapter)
-    with pytest.raises(SystemExit):
-        train("full", "--lora-alpha", "16")
 
 
 def test_target_modules_names_what_is_trained(train):

@@ -138,7 +138,7 @@ def test_a_table_is_printed_with_a_line_for_each_device_and_one_for_all(monkeypa
 def test_an_adapter_is_counted_like_its_base_and_another_class_is_refused(monkeypatch, capsys, tmp_path):
     adapter_config = {"peft_type": "LORA", "base_model_name_or_path": str(MODEL), "r": 4, "lora_alpha": 8}
     common.write_json(tmp_path / "adapter_config.json", adapter_config)
-    of_the_base = print_plan(monkeypatch, capsys, MODEL, "--tune", "lora")
+    of_the_base = print_plan(monkeypatch, capsys, MODEL, "--tune", "lora", "--lora-rank", 4)  # its own, not 16
     assert print_plan(monkeypatch, capsys, tmp_path, "--tune", "lora") == of_the_base
 
     common.write_json(tmp_path / "config.json", {"model_type": "llava"})

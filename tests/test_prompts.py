@@ -85,7 +85,7 @@ def write(tmp_path, value):
         ({"questions": []}, "questions: an object is expected, not list"),
         ({"questions": {"spatial": "where?"}}, "questions: spatial: an object is expected, not str"),
         ({"questions": {"spatial": {"promt": "where?"}}}, "spatial: there is no 'promt'"),
-        ({"questions": {"spatial": {"number": 2}}}, "number: the option --spatial of generate.py says it"),
+        ({"questions": {"spatial": {"number": "2"}}}, "spatial: number: a whole number"),
         ({"questions": {"a/b": {"number": 2}}}, "the name of a kind has letters"),
         ({"questions": {"count": {"prompt": "How many?", "number": True}}}, "number: a whole number"),
         ({"questions": {"count": {"prompt": "How many?", "number": -1}}}, "number: a whole number"),
@@ -176,9 +176,39 @@ def test_a_file_adds_kinds_and_changes_parts_of_those_that_are_there(tmp_path):
     kinds = {"spatial": {"aspects": ["places"]}, "count": {"prompt": "How many?", "number": 2}}
     chosen = prompts.choose(make_args(write(tmp_path, {"questions": kinds})), []).questions
     assert list(chosen) == ["spatial", "temporal", "count"]
-    assert chosen["spatial"] == {"prompt": prompts.DEFAULT.questions["spatial"]["prompt"], "aspects": ["places"]}
+    assert chosen["spatial"] == prompts.DEFAULT.questions["spatial"] | {"aspects": ["places"]}
     assert chosen["temporal"] == prompts.DEFAULT.questions["temporal"]
     assert chosen["count"] == {"prompt": "How many?", "aspects": [], "number": 2}
+
+
+@pytest.mark.parametrize("spatial, expected", [(None, 0), (2, 2)])
+def test_an_option_comes_before_the_number_of_a_file(tmp_path, spatial, expected):
+    kinds = {"spatial": {"number": 0}, "count": {"prompt": "How many?", "number": 2}}
+    args = make_args(write(tmp_path, {"questions": kinds}))
+    args.spatial, args.temporal = spatial, None
+    questions = prompts.choose(args, []).questions
+    assert generate.count_questions(args, questions) == {"spatial": expected, "temporal": 3, "count": 2}
+
+
+def test_a_word_in_braces_that_is_no_field_is_said(tmp_path, capsys):
+    prompts.choose(make_args(write(tmp_path, {"critique": "{question} {initial} {answer} Errors: {a}"})), [])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition("mine.json: ")[2] for line in said] == [
+        "critique: {a} is no field, and stays as it is",
+        "critique: {answer} is no field, and stays as it is",
+    ]
+
+
+def test_a_critique_that_asks_for_no_verdict_is_said_before_it_begins(capsys):
+    prompts.tell_if_no_verdict(prompts.DEFAULT.critique)
+    assert capsys.readouterr().out == ""
+    prompts.tell_if_no_verdict("What is wrong with {initial}?")
+    assert "verdicts will hardly be found" in capsys.readouterr().out
+
+
+def test_list_is_no_file_of_prompts():
+    with pytest.raises(common.InputError, match="--prompts list: generate.py prints them"):
+        prompts.read("list")
 
 
 def test_what_rows_were_made_with_can_be_changed_by_no_file_and_by_no_other_input(tmp_path):

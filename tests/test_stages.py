@@ -389,7 +389,8 @@ def parse(stage, monkeypatch, *more):
 )
 def test_numbers_that_are_too_low_are_refused_by_name(option, least, stages, monkeypatch, capsys):
     for stage in stages:
-        args = parse(stage, monkeypatch, f"--{option}", str(least))
+        more = ("--tune", "lora") if option.startswith("lora") else ()
+        args = parse(stage, monkeypatch, *more, f"--{option}", str(least))
         assert vars(args)[option.replace("-", "_")] == least
 
         with pytest.raises(SystemExit) as refusal:

@@ -8,10 +8,12 @@
 #                          DIR, it stands for the round's number: each round has its own videos
 #   --run RUN              directory that is written: RUN/round1/, RUN/round2/, ...
 #   --rounds N             number of rounds (4)
-#   --limit N              videos of a round: of a pool every round takes the next N (all of them)
+#   --limit N              videos of a round: of a pool every round takes the next N (without it,
+#                          every round takes all)
 #   --lrs LR ...           dpo.py's learning rate, one for each round (dpo.py's default)
-#   --gate critic|none     what makes a pair: refine.py --help says it (critic)
-#   --prompts FILE         other prompts: generate.py --help says it
+#   --gate critic|none     what makes a pair: a revision where the critic names an error, or every
+#                          revision that differs (critic)
+#   --prompts FILE         prompts, kinds of questions and error types of your own: docs/prompts.md
 #   --frames N             frames of a video, in all stages (the checkpoint's)
 #   --benchmark NAME DIR   score the base and the model of every round: RUN/base/eval, ...
 #   --beside               score beside the next round; what that prints is in RUN/*/eval.log
@@ -38,12 +40,14 @@ check_number() {  # option, value
   [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || refuse "$1 $2: it must be a whole number from 1 on"
 }
 
-model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
+given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
 gate=() prompts=() frames=() training=()  # options as the stages take them
 while (($#)); do
   option=$1
   shift
   values=()
+  [[ " $given " != *" $option "* ]] || refuse "$option is there twice"
+  given+=" $option"
   if [[ $option == -- ]]; then
     training=("$@")
     break
@@ -68,6 +72,7 @@ while (($#)); do
     --benchmark) benchmark=("${values[@]}") wanted=2 ;;
     --beside) beside=yes wanted=0 ;;
     --dry-run) dry_run=yes wanted=0 ;;
+    --overwrite) refuse "--overwrite would lose finished rounds: begin another --run" ;;
     *) refuse "$option is no option here (those of dpo.py stand after --)" ;;
   esac
   ((${#values[@]} == wanted)) || refuse "$option takes $wanted value(s), not ${#values[@]}"
@@ -80,7 +85,8 @@ check_number --rounds "$rounds"
 [[ ! $limit ]] || check_number --limit "$limit"
 [[ ! ${frames[1]} ]] || check_number --frames "${frames[1]}"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"
-[[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file"
+[[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file;" \
+  "python generate.py --prompts list > FILE writes the default ones"
 for lr in "${lrs[@]}"; do
   [[ $lr =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?$ ]] || refuse "--lrs $lr: it is no number"
 done
@@ -99,7 +105,7 @@ done
 # What is run
 
 # Print a command, then run it
-run() {
+call() {
   local line
   printf -v line '%q ' "$@"
   echo "${line% }"
@@ -109,13 +115,13 @@ run() {
 # Score a model; in the tiny world its critiques and its revisions, too
 score() {  # model, directory of the round
   local eval=$2/eval
-  run python evaluate.py --benchmark "${benchmark[0]}" --model "$1" --input "${benchmark[1]}" \
+  call python evaluate.py --benchmark "${benchmark[0]}" --model "$1" --input "${benchmark[1]}" \
     --output "$eval" "${frames[@]}" "${prompts[@]}"
   [[ ${benchmark[0]} == shapes ]] || return 0
-  run python critique.py --model "$1" --input "$eval/predictions.jsonl" \
+  call python critique.py --model "$1" --input "$eval/predictions.jsonl" \
     --output "$eval/critiques.jsonl" "${frames[@]}" "${prompts[@]}"
   # That no answer was revised is a score as well, though it is an error where pairs are wanted
-  run python refine.py --model "$1" --input "$eval/critiques.jsonl" \
+  call python refine.py --model "$1" --input "$eval/critiques.jsonl" \
     --output "$eval/pairs.jsonl" "${frames[@]}" "${prompts[@]}" "${gate[@]}" ||
     grep -qs '"kept": 0' "$eval/pairs.jsonl.meta.json"
 }
@@ -140,7 +146,7 @@ start_scoring() {  # model, directory of the round
 # A stage of a round. If it fails, what is being scored is finished first, but for Ctrl-C
 stage() {
   local status=0
-  run python "$@" || status=$?
+  call python "$@" || status=$?
   ((status)) || return 0
   ((status >= 128)) || [[ ! $scoring ]] || wait "$scoring" || true
   exit "$status"
@@ -156,7 +162,7 @@ stop_scoring() {
 }
 trap stop_scoring EXIT
 
-run python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
+call python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
   --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" \
   ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
 start_scoring "$model" "$run/base"
@@ -181,4 +187,4 @@ for ((round = 1; round <= rounds; round++)); do
   start_scoring "$model" "$out"
 done
 finish_scoring
-run python -m tools.report "$run"
+call python -m tools.report "$run"

@@ -47,7 +47,7 @@ def main():
     training = parse_training(args, words)
     vlm.check_model(args.model)
     dpo.check_adapter(training)
-    prompts.choose(args, [])
+    prompts.tell_if_no_verdict(prompts.choose(args, []).critique)
     if args.benchmark:
         check_benchmark(*args.benchmark)
 
@@ -194,7 +194,7 @@ def plan_memory(args, training) -> Plan:
     dtype = training.dtype or ("float32" if on_cpu else "bfloat16")
 
     config = transformers.InternVLConfig.from_pretrained(vlm.find_base(args.model))
-    rank = vlm.read_adapter(args.model).rank or training.lora_rank
+    rank = vlm.read_adapter(args.model).rank or training.lora_rank or dpo.LORA_RANK
     options = ["--dtype", dtype, "--tune", training.tune, "--lora-rank", rank]
     options += ["--frames", families.choose_n_frames(training.frames, config)]
     options += ["--videos-per-step", training.videos_per_step]
@@ -327,6 +327,11 @@ def parse_training(args, words: list[str]):
     if (training.model, training.input, str(training.output)) != (args.model, ours[3:4], ours[5]):
         raise common.InputError(
             "--model, --input and --output behind --: each round has its own, which loop.sh gives"
+        )
+    if training.overwrite or training.limit:
+        raise common.InputError(
+            "--overwrite and --limit behind --: the former would lose finished rounds (begin "
+            "another --run), the latter belongs before --"
         )
     return training
 
