@@ -8,7 +8,7 @@ prompts/default.py, or in a file of yours (--prompts).
         --output runs/mine/round1/responses.jsonl
     python generate.py --model shapes/model --input video.mp4 \
         --ask "which way does the red circle move?"
-    python generate.py --prompts list    # the default prompts, as a file to edit
+    python generate.py --prompts list    # the default prompts, to edit
 
 reads    video files, folders of frames, or directories of them
 writes   id, video, kind, question, initial. A row that fails stays in the file

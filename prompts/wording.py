@@ -107,8 +107,8 @@ def add_option(parser):
     parser.add_argument_group("the words").add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts and error types in JSON; generate.py --prompts list prints the defaults as such "
-        "a file (default: what the input was made with, else what the model was, else these)",
+        help="prompts and error types in JSON; generate.py --prompts list prints the default ones "
+        "as such a file (default: what the input was made with, else the model, else these)",
     )
 
 

@@ -142,6 +142,9 @@ def test_an_option_of_dpo_that_we_give_too_is_overruled_by_the_users(monkeypatch
     assert dpo.parse_args().seed == 7
 
 
+NO_FILE = "--prompts no.json: no such file; python generate.py --prompts list > FILE writes the default ones"
+
+
 @pytest.mark.parametrize(
     "options, complaint",
     [
@@ -160,7 +163,7 @@ def test_an_option_of_dpo_that_we_give_too_is_overruled_by_the_users(monkeypatch
         ("--model m --videos v --run r --rounds 0", "--rounds 0: it must be a whole number from 1 on"),
         ("--model m --videos v --run r --limit many", "--limit many: it must be a whole number from 1 on"),
         ("--model m --videos v --run r --gate half", "--gate half: critic or none"),
-        ("--model m --videos v --run r --prompts no.json", "--prompts no.json: no such file; python generate.py --prompts list > FILE writes the default ones"),
+        ("--model m --videos v --run r --prompts no.json", NO_FILE),
         ("--model m --videos v --run r --rounds 3 --lrs 1e-4 1e-5", "--lrs has 2 for 3 rounds"),
         ("--model m --videos v --run r --rounds 1 --lrs high", "--lrs high: it is no number"),
         ("--model m --videos v w{round} --run r", "--videos: {round} in all of the DIRs or in none"),
