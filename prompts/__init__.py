@@ -1,7 +1,8 @@
 """What the model is asked, in words, and how its verdicts are read.
 
 default.py   the prompts and the error types, unless a file says otherwise
-wording.py   a file of prompts: read, checked, and handed on from stage to stage
+wording.py   a file of prompts: which a stage takes, and how they are handed on
+check.py     what such a file may say
 verdict.py   which errors a critique names
 
 The stages use what is listed below, as prompts.NAME.
