@@ -12,8 +12,11 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
+
+from tqdm import tqdm
 
 CLIENT = """#!{python} -SE
 import json, os, signal, socket, sys
@@ -70,6 +73,7 @@ def run(connection) -> int:
     os.setpgid(0, command["group"])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    tqdm.set_lock(threading.RLock())  # its own: of those that share one, a killed process would leave it locked
     os.chdir(command["directory"])
     for number, descriptor in zip((1, 2), outputs):
         os.dup2(descriptor, number)

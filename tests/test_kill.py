@@ -10,11 +10,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tqdm import tqdm
 
 import common
 import critique
@@ -40,6 +42,7 @@ def start(stage, arguments):
 
     # From here on this is the new process, which must never return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tqdm.set_lock(threading.RLock())  # its own: of those that share one, a killed process would leave it locked
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
