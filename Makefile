@@ -13,7 +13,7 @@ test: .venv/ready-dev
 	.venv/bin/python -m pytest -q -n auto --dist loadfile tests
 
 test-slow: .venv/ready-dev
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow -n auto --dist loadfile tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 200
 
 lint: .venv/ready-dev
