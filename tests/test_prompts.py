@@ -5,6 +5,7 @@ as "Look closely.": they show that a file is obeyed, not that the model understa
 """
 
 import json
+import re
 import shutil
 import sys
 
@@ -127,7 +128,7 @@ def make_args(file=None, model=MODEL):
     return type("Args", (), {"prompts": file, "model": model})
 
 
-def test_the_prompts_of_today_are_printed_as_a_file_of_them(capsys, monkeypatch, tmp_path):
+def test_the_default_prompts_are_printed_as_a_file_of_them(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["generate.py", "--prompts", "list"])
     generate.main()
     (tmp_path / "today.json").write_text(capsys.readouterr().out)
@@ -135,7 +136,16 @@ def test_the_prompts_of_today_are_printed_as_a_file_of_them(capsys, monkeypatch,
     assert wording.merge({}, prompts.read(tmp_path / "today.json")) == prompts.DEFAULT
 
 
-def test_the_shipped_model_lists_the_prompts_of_today():
+def test_the_example_of_the_page_is_a_file_of_prompts(tmp_path):
+    page = (MODEL.parent.parent / "docs" / "prompts.md").read_text()
+    [example] = re.findall(r"^```\n(\{.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "example.json").write_text(example)
+    chosen = prompts.choose(make_args(tmp_path / "example.json"), [])
+    assert chosen.questions["counting"]["number"] == 2
+    assert list(chosen.error_types) == ["factual_inaccuracy", "miscounting"]
+
+
+def test_the_shipped_model_lists_the_default_prompts():
     assert prompts.read(MODEL / "prompts.json") == prompts.DEFAULT._asdict()
 
 
