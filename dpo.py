@@ -345,7 +345,7 @@ def list_texts(inputs: list[str], groups: list) -> list[tuple[str, str]]:
     for path in inputs:
         for video, pairs in groups:
             own = [pair for pair in pairs if pair.get("input", path) == path]
-            texts += vlm.list_texts(path, [(video, own)], ("prompt", *SIDES))
+            texts += vlm.list_texts(path, [(video, own)], ("question", "prompt", *SIDES))
     return texts
 
 
@@ -383,12 +383,12 @@ def take_revision(row: dict) -> dict:
 
 
 def tell_where_from(args, groups: list, meta: dict):
-    """Print what is to be known of the inputs: who made them, and if pairs are there twice."""
+    """Print whose pairs the inputs have, and behind which words, where that is not known."""
     pairs = [pair for _, group in groups for pair in group]
     for path in args.input:
+        own = [pair for pair in pairs if pair.get("input", path) == path]
         if len(args.input) > 1:
-            n_pairs = sum(pair["input"] == path for pair in pairs)
-            print(f"{path}: {n_pairs} pairs")
+            print(f"{path}: {len(own)} pairs")
         file = common.meta_path(path)
         made = common.read_json(file) if file.exists() else {}
         made_by = made.get("content", {}).get("model")
@@ -397,13 +397,17 @@ def tell_where_from(args, groups: list, meta: dict):
                 f"off-policy: {path} was made by another model, {made['arguments']['model']}, "
                 f"than the one that is trained on it, {args.model}"
             )
-        of_benchmark = all("benchmark" in pair for pair in pairs)
-        if "answer" not in prompts.recorded(path) and not of_benchmark:
+        have_own_prompts = all("benchmark" in pair for pair in own)
+        if "answer" not in prompts.recorded(path) and not have_own_prompts:
             print(
                 f"{path}: no meta.json says with which prompt its questions were asked; they are "
                 f"trained behind {meta['prompts']['answer']!r}"
             )
+    tell_if_there_twice(pairs)
 
+
+def tell_if_there_twice(pairs: list[dict]):
+    """Print how many pairs are copies of others, such as those of a file that was copied."""
     keys = ("video", "start", "end", "question", *SIDES)
     distinct = {tuple(pair.get(key) for key in keys) for pair in pairs}
     if len(distinct) < len(pairs):

@@ -880,6 +880,22 @@ def test_inputs_that_have_moved_are_the_same_inputs(tmp_path, monkeypatch, capsy
         train_on(inputs, tmp_path / "model", monkeypatch, "--videos", "a", "b", "c")
 
 
+def test_of_which_input_it_is_not_known_how_it_was_asked(tmp_path, monkeypatch, capsys):
+    """One of predictions, which have their own words, and one of which nothing is known."""
+    inputs = []
+    for number, more in ((0, {"benchmark": "mvbench", "prompt": "how many?\nA. two\nB. three"}), (2, {})):
+        path = write_round(tmp_path / f"round{number}", number)
+        [row] = common.read_jsonl(path)
+        common.write_jsonl(path, [row | more])
+        meta = common.meta_path(path)
+        common.write_json(meta, common.read_json(meta) | {"prompts": {}})
+        inputs.append(path)
+    train_on(inputs, tmp_path / "model", monkeypatch)
+    said = capsys.readouterr().out
+    assert f"{inputs[0]}: no meta.json says" not in said
+    assert f"{inputs[1]}: no meta.json says with which prompt its questions were asked" in said
+
+
 def test_rows_of_a_benchmark_are_trained_behind_the_words_that_they_were_asked_with():
     row = {"question": "why?", "prompt": "why?\nA. x\nB. y\nAnswer with the letter."}
     assert dpo.render_prompt(row | {"benchmark": "mvbench"}, "{question} Be short.") == row["prompt"]

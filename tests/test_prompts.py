@@ -449,18 +449,18 @@ def test_control_tokens_in_a_file_of_prompts_are_refused_before_anything_is_writ
 # Critiques that cannot be read
 
 
-@pytest.mark.parametrize("n_unreadable, said", [(0, False), (1, False), (2, True), (3, True)])
-def test_more_than_a_third_of_unreadable_critiques_is_said_aloud(n_unreadable, said, capsys):
+@pytest.mark.parametrize("n_unreadable, n, said", [(0, 3, False), (1, 3, False), (2, 5, True), (3, 3, True)])
+def test_more_than_a_third_of_unreadable_critiques_is_said_aloud(n_unreadable, n, said, capsys):
     rows = []
-    for number in range(3):
+    for number in range(n):
         verdict = None if number < n_unreadable else []
         rows.append({"id": f"v/{number}", "critique": f"It is number {number}.", "error_types": verdict})
-    rows.append({"id": "v/3", "dropped": "unreadable_video"})
+    rows.append({"id": f"v/{n}", "dropped": "unreadable_video"})
     prompts.tell_if_unreadable("critiques.jsonl", rows)
     out = capsys.readouterr().out
     assert ("WARNING" in out) == said
     if said:
-        assert f"{n_unreadable} of 3 critiques" in out
+        assert f"{n_unreadable} of {n} critiques" in out
         assert "v/0" in out and "'It is number 0.'" in out
 
 
