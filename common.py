@@ -4,14 +4,18 @@ It imports none of the project's other modules: everything else may use it.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -40,9 +44,14 @@ def run(main):
     if hasattr(cv2, "setLogLevel"):  # another OpenCV is refused at the first video, by its name
         cv2.setLogLevel(2)  # errors alone
     try:
-        main()
+        if process().n > 1:
+            run_as_one_of_several(main)
+        else:
+            main()
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except torch.distributed.DistError as error:  # torchrun was killed: its store is gone
+        end_stopped(f"torchrun does not answer ({first_line(error)}); the same command resumes", 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -53,17 +62,28 @@ def run(main):
             "output); fewer or shorter rows about one video. The same command resumes"
         )
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command resumes: {command()}", file=sys.stderr)
-        sys.exit(130)
+        end_stopped("the same command resumes", 130)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         sys.exit(1)
     except (OSError, safetensors.SafetensorError) as error:
-        print(
-            f"\nstopped: {error}. Once this is fixed, the same command resumes: {command()}",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        end_stopped(f"{error}. Once this is fixed, the same command resumes", 1)
+
+
+def end_stopped(reason: str, code: int):
+    """End the process, and say which command resumes its work.
+
+    Of several processes on a machine two say it: one of them may be the one that was killed.
+    """
+    if process().local_rank < 2:
+        print(f"\nstopped: {reason}: {command()}", file=sys.stderr)
+    sys.exit(code)
+
+
+def first_line(error: Exception) -> str:
+    """Give the first line of what an error says; its class if it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -85,7 +105,73 @@ def command(*without: str) -> str:
         if not left_out and word != "--overwrite" and option not in without:
             words.append(word)
         left_out = word in without
+    if process().n > 1:
+        return f"{launcher()} {shlex.join(words).removeprefix('-u ')}"
     return f"python {shlex.join(words)}"
+
+
+# ------------------------------------------------------------------------------
+# Several processes, started by torchrun
+
+PATIENCE = 60  # seconds: a network file system may show a new file late
+work_has_begun = threading.Event()  # this process has taken a part of the work
+
+
+class Process(NamedTuple):
+    """Which process this is: numbers from 0 on, and how many there are."""
+
+    rank: int
+    n: int
+    local_rank: int  # on this machine
+    n_local: int
+
+
+def process() -> Process:
+    """Say which process this is, as torchrun has told it; without torchrun it is alone."""
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    return Process(*(int(os.environ.get(name, alone)) for name, alone in names.items()))
+
+
+def launcher() -> str:
+    """Give the command that started the processes, up to the stage's name."""
+    n_nodes = process().n // process().n_local
+    if n_nodes == 1:
+        return f"torchrun --standalone --nproc-per-node {process().n_local}"
+    address = os.environ["MASTER_ADDR"]
+    port = os.environ["MASTER_PORT"]
+    return (
+        f"torchrun --nnodes {n_nodes} --nproc-per-node {process().n_local} --node-rank K "
+        f"--master-addr {address} --master-port {port}"
+    )
+
+
+def run_as_one_of_several(main):
+    """Run a stage's main as one of several processes, of which the first one speaks for all.
+
+    The others read the same files. What they find missing or different at first may only be late:
+    then they try again for a minute. What is wrong for all ends the first one, and torchrun then
+    ends the others.
+    """
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise InputError(
+            "torchrun --max-restarts does not work here: restarted processes would find the work "
+            f"of those before them marked as taken. This does the same: until {command()}; do "
+            "sleep 5; done"
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun ends the others by it
+    if process().rank == 0:
+        main()
+        return
+    begun = time.monotonic()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        while True:
+            try:
+                main()
+                return
+            except InputError:
+                if work_has_begun.is_set() or time.monotonic() - begun > PATIENCE:
+                    raise
+            time.sleep(1)
 
 
 # ------------------------------------------------------------------------------
@@ -436,30 +522,50 @@ def make_parser(
     return parser
 
 
-def add_shard(parser):
-    """Add --shard, for stages whose outputs can be made in parts and joined."""
-    group = parser.add_argument_group("several processes")
+def add_batches(parser):
+    """Add what stages take that answer: --videos-per-batch, and --shard."""
+    group = parser.add_argument_group("many videos")
+    group.add_argument(
+        "--videos-per-batch",
+        type=at_least(1),
+        default=1,
+        metavar="V",
+        help="videos whose answers are decoded together: faster, and more memory (the cache of V "
+        "videos)",
+    )
     group.add_argument(
         "--shard",
         default="0/1",
         metavar="I/N",
-        help="every N-th video from the I-th on, I < N, of those that --limit leaves; afterwards "
-        "cat the outputs",
+        help="every N-th batch from the I-th on, I < N, of the videos that --limit leaves; "
+        "afterwards python -m tools.join joins the outputs. For processes that do not know of each "
+        "other; else torchrun is simpler",
     )
 
 
-def take_shard(videos: list, shard: str) -> list:
-    """Take the videos I, I + N, I + 2N, ... of shard 'I/N'; InputError if it gets none."""
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
+def cut_in_batches(videos: list, size: int) -> list[list]:
+    """Cut a list of videos into batches, by their places in it."""
+    return [videos[start : start + size] for start in range(0, len(videos), size)]
+
+
+def take_shard(videos: list, args) -> list:
+    """Take the videos of the batches I, I + N, I + 2N, ... of --shard I/N.
+
+    Raises:
+        InputError: if the shard gets none
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", args.shard)
     if not match or int(match[1]) >= int(match[2]):
-        raise InputError(f"--shard {shard}: expected I/N with I < N, such as 0/4")
-    taken = videos[int(match[1]) :: int(match[2])]
+        raise InputError(f"--shard {args.shard}: expected I/N with I < N, such as 0/4")
+    batches = cut_in_batches(videos, args.videos_per_batch)
+    taken = batches[int(match[1]) :: int(match[2])]
     if not taken:
         raise InputError(
-            f"--shard {shard}: there are only {len(videos)} videos, so this shard has none; "
-            f"make it {len(videos)} shards or fewer"
+            f"--shard {args.shard}: there are only {len(batches)} batches of "
+            f"{args.videos_per_batch} videos, so this shard has none; make it {len(batches)} "
+            "shards or fewer"
         )
-    return taken
+    return [video for batch in taken for video in batch]
 
 
 def read_input(

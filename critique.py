@@ -21,22 +21,23 @@ import vlm
 REQUIRED = ("id", "video", "question", "initial")
 
 
-def write_critiques(model, tokenizer, video, rows: list[dict], wording, args):
-    """Add `critique` and `error_types` to the rows of one video, decoded as one batch.
+def write_critiques(model, tokenizer, shown: vlm.Shown, wording, args):
+    """Add `critique` and `error_types` to the rows about some videos, decoded as one batch.
 
     wording: prompts.Prompts
     """
-    asked = []
-    for row in rows:
-        prompt = prompts.fill(
+    error_types = prompts.describe_error_types(wording.error_types)
+
+    def ask(row):
+        return prompts.fill(
             wording.critique,
             question=row["question"],
             initial=row["initial"],
-            error_types=prompts.describe_error_types(wording.error_types),
+            error_types=error_types,
         )
-        asked.append(prompt)
-    replies = vlm.decode(model, tokenizer, video, asked, args.max_new_tokens)
-    for row, (text, whole) in zip(rows, replies):
+
+    replies = vlm.reply(model, tokenizer, shown, ask, args.max_new_tokens)
+    for row, (text, whole) in replies:
         row["critique"] = text
         row["error_types"] = None
         if whole:
@@ -55,7 +56,7 @@ def parse_args():
         help="of a critique; a longer one is cut off, and its verdict unreadable",
     )
     prompts.add_option(parser)
-    common.add_shard(parser)
+    common.add_batches(parser)
     return parser.parse_args()
 
 
@@ -65,11 +66,12 @@ def main():
     wording = prompts.choose(args, [args.input], settled=("answer",))
     root, groups = common.read_input(args.input, args.videos, REQUIRED)
     common.check_rows_are_left(args.input, groups)
-    groups = common.take_shard(groups[: args.limit], args.shard)
+    groups = groups[: args.limit]
     texts = vlm.list_texts(args.input, groups, ("question", "initial"))
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
     asked = [wording.critique, wording.error_types]
     meta = common.make_meta(args, asked, prompts.hand_on(wording, args), root, groups)
+    groups = common.take_shard(groups, args)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
@@ -78,12 +80,10 @@ def main():
     prompts.tell_if_unknown(wording, args.model, ("critique",))
     prompts.tell_if_no_verdict(wording.critique)
     model, tokenizer = vlm.load(args)
-    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
-        if video:
-            answered = [row for row in rows if "dropped" not in row]
-            write_critiques(model, tokenizer, video, answered, wording, args)
-        out.write(rows)
-    prompts.tell_if_unreadable(args.output, out.rows)
+    for shown in vlm.watch(model, tokenizer, out.left, root, args):
+        write_critiques(model, tokenizer, shown, wording, args)
+        out.write(shown.rows)
+    prompts.tell_if_unreadable(args.output, out.collect())
     out.finish("critiques")
 
 

@@ -294,6 +294,11 @@ def read_work(args):
         groups: [(video, its pairs), ...], one for each segment of a video
         meta: for meta.json
     """
+    if common.process().n > 1:
+        raise common.InputError(
+            "under torchrun the stages that answer share out their work, but one process trains: "
+            "start dpo.py by python; it spreads the model over all GPUs"
+        )
     wording = prompts.choose(args, args.input, settled=("answer",))
     root, groups = read_pairs(args, wording.answer)
     vlm.check_model(args.model, list_texts(args.input, groups))

@@ -374,18 +374,20 @@ def segment(item: dict) -> tuple[float, float]:
     return start, end
 
 
-def write_replies(model, tokenizer, video, rows: list[dict], answer: str, args):
-    """Reply to the rows about one segment of a video, greedily and as one batch; judge the replies.
+def write_replies(model, tokenizer, shown: vlm.Shown, answer: str, args):
+    """Reply to the rows about some videos, greedily and as one batch; judge the replies.
 
     The rows get `prompt`, `initial` (the reply), and what `judge` adds.
 
     answer: see render_prompt
     """
-    texts = [render_prompt(row, answer) for row in rows]
+
+    def ask(row):
+        return render_prompt(row, answer)
+
     max_new_tokens = find_benchmark(args.benchmark).max_new_tokens
-    replies = vlm.decode(model, tokenizer, video, texts, max_new_tokens)
-    for row, prompt, (reply, _) in zip(rows, texts, replies):
-        row["prompt"] = prompt
+    for row, (reply, _) in vlm.reply(model, tokenizer, shown, ask, max_new_tokens):
+        row["prompt"] = ask(row)
         row["initial"] = reply
         judge(row, args)
 
@@ -471,6 +473,8 @@ def write_submission(rows: list[dict], args):
 
 def rescore(args):
     """Judge predictions.jsonl again, in place, and write results.json: no model, no video."""
+    if common.process().rank:
+        return
     path = args.output / "predictions.jsonl"
     meta_path = common.meta_path(path)
     meta = common.read_json(meta_path) if meta_path.exists() else {}
@@ -512,7 +516,7 @@ def parse_args():
         required=(),
     )
     prompts.add_option(parser)
-    common.add_shard(parser)
+    common.add_batches(parser)
     add = parser.add_argument_group("the benchmark").add_argument
     add(
         "--benchmark",
@@ -574,7 +578,7 @@ def main():
         raise common.InputError(f"--full: all answers of {args.benchmark} are public; leave it out")
     drop_missing(items, root, args.partial)
     groups = [(video, sorted(rows, key=segment)) for video, rows in common.group_by_video(items)]
-    groups = common.take_shard(groups[: args.limit], args.shard)
+    groups = groups[: args.limit]
 
     wording = prompts.choose(args, [])
     texts = list_prompts(items, root, wording.answer)
@@ -582,6 +586,7 @@ def main():
     asked = [prompt for _, prompt in texts]
     handed_on = {} if has_own_prompts(args) else wording._asdict()
     meta = common.make_meta(args, asked, handed_on, root, what_was_asked(groups))
+    groups = common.take_shard(groups, args)
     mark_run(groups, len(items), meta["content"])
     again = ["missing_video"]  # videos that have arrived since
     if args.retry_unreadable:
@@ -591,13 +596,12 @@ def main():
         return
     tell_how_it_asks(wording, args)
     model, tokenizer = vlm.load(args)
-    # Once for each segment of a video, since its rows are sorted by segment
-    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
-        if video:
-            write_replies(model, tokenizer, video, rows, wording.answer, args)
-        out.write(rows)
-    out.put_in_order()
-    write_results(out.rows, meta, args)
+    for shown in vlm.watch(model, tokenizer, out.left, root, args):
+        write_replies(model, tokenizer, shown, wording.answer, args)
+        out.write(shown.rows)
+    rows = out.collect()
+    if rows:  # in the first process, if there are several
+        write_results(rows, meta, args)
     out.finish("replies")  # last, so that what is called finished has its scores
 
 

@@ -295,36 +295,45 @@ def judge_question(text: str, whole: bool, earlier: set[str]) -> str | None:
     return None
 
 
-def write_questions(model, tokenizer, video, rows: list[dict], asked: list[tuple], args):
-    """Add `question` to all rows of one video, decoded as one batch; and `dropped` to bad ones.
+def write_questions(model, tokenizer, shown: vlm.Shown, asked: list[tuple], args):
+    """Add `question` to all rows about some videos, decoded as one batch; `dropped` to bad ones.
 
-    asked: what prompts.list_questions returns, from which new_rows made the rows
+    Args:
+        asked: what prompts.list_questions returns, from which new_rows made the rows
     """
-    texts = [prompt for _, _, prompt in asked]
-    row_ids = [f"{row['id']}/question" for row in rows]
+    texts = {f"{kind}/{number}": prompt for kind, number, prompt in asked}
+
+    def ask(row):
+        return texts[row["id"].removeprefix(f"{row['video']}/")]
+
+    row_ids = [f"{row['id']}/question" for row in shown.to_ask()]
     noise = Noise(args.seed, row_ids, 1.0, QUESTION_TOP_P)
-    replies = vlm.decode(model, tokenizer, video, texts, QUESTION_TOKENS, noise)
-    earlier = set()
-    for row, (text, whole) in zip(rows, replies):
+    earlier = {}  # questions by video
+    for row, (text, whole) in vlm.reply(model, tokenizer, shown, ask, QUESTION_TOKENS, noise):
+        asked_before = earlier.setdefault(row["video"], set())
         row["question"] = text
-        reason = judge_question(text, whole, earlier)
+        reason = judge_question(text, whole, asked_before)
         if reason:
             row["dropped"] = reason
-        earlier.add(text.lower())
+        asked_before.add(text.lower())
 
 
-def write_answers(model, tokenizer, video, rows: list[dict], prompt: str, args):
-    """Add `initial` to rows of one video, decoded as one batch; and `dropped` if it was cut off.
+def write_answers(model, tokenizer, shown: vlm.Shown, prompt: str, args):
+    """Add `initial` to rows about some videos, decoded as one batch; `dropped` if it was cut off.
 
-    prompt: that asks a question, with its field {question}
+    Args:
+        prompt: that asks a question, with its field {question}
     """
+
+    def ask(row):
+        return prompts.fill(prompt, question=row["question"])
+
     noise = None  # greedy
     if args.temperature:
-        row_ids = [row["id"] for row in rows]
+        row_ids = [row["id"] for row in shown.to_ask()]
         noise = Noise(args.seed, row_ids, args.temperature, args.top_p)
-    texts = [prompts.fill(prompt, question=row["question"]) for row in rows]
-    replies = vlm.decode(model, tokenizer, video, texts, args.max_new_tokens, noise)
-    for row, (text, whole) in zip(rows, replies):
+    replies = vlm.reply(model, tokenizer, shown, ask, args.max_new_tokens, noise)
+    for row, (text, whole) in replies:
         row["initial"] = text
         if not whole:
             row["dropped"] = "truncated"
@@ -351,7 +360,7 @@ def answer_one(args):
     if video is None:
         raise common.InputError(rows[0]["error"])
     prompt = prompts.fill(wording.answer, question=args.ask)
-    [(text, _)] = vlm.decode(model, tokenizer, video, [prompt], args.max_new_tokens)
+    [[(text, _)]] = vlm.decode(model, tokenizer, [video], [[prompt]], args.max_new_tokens)
     print(text)
 
 
@@ -435,7 +444,7 @@ def parse_args():
         help="of questions and answers",
     )
     prompts.add_option(parser)
-    common.add_shard(parser)
+    common.add_batches(parser)
     args = parser.parse_args()
     if args.prompts == "list":
         return args
@@ -463,12 +472,13 @@ def main():
             "--spatial 0 and --temporal 0: then there is nothing to ask about a video"
         )
     draw = keep_draw(args, draw_videos(args))
-    names = common.take_shard(draw.names, args.shard)
-    groups = [(name, new_rows(name, asked)) for name in names]
     vlm.check_model(args.model, prompts.list_texts(wording, args.prompts))
-    meta = common.make_meta(args, [asked, wording.answer], wording._asdict(), draw.root, names)
+    asked_with = [asked, wording.answer]
+    meta = common.make_meta(args, asked_with, wording._asdict(), draw.root, draw.names)
     meta |= {"videos": draw.names, "pool": draw.pool}
     refuse_new_videos(args, meta)
+    names = common.take_shard(draw.names, args)
+    groups = [(name, new_rows(name, asked)) for name in names]
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
@@ -476,13 +486,10 @@ def main():
 
     prompts.tell_if_unknown(wording, args.model, ("questions", "answer"))
     model, tokenizer = vlm.load(args)
-    for rows, video in vlm.watch_each(model, tokenizer, out.left, draw.root, args):
-        if video:
-            write_questions(model, tokenizer, video, rows, asked, args)
-            kept = [row for row in rows if "dropped" not in row]
-            if kept:
-                write_answers(model, tokenizer, video, kept, wording.answer, args)
-        out.write(rows)
+    for shown in vlm.watch(model, tokenizer, out.left, draw.root, args):
+        write_questions(model, tokenizer, shown, asked, args)
+        write_answers(model, tokenizer, shown, wording.answer, args)
+        out.write(shown.rows)
     out.finish("answers")
 
 

@@ -63,22 +63,22 @@ def words(text: str) -> list[str]:
     return text.lower().replace(".", " ").split()
 
 
-def write_revisions(model, tokenizer, video, rows: list[dict], wording, args):
-    """Add `revised` to the rows of one video, decoded as one batch; to pairs also their sides.
+def write_revisions(model, tokenizer, shown: vlm.Shown, wording, args):
+    """Add `revised` to the rows about some videos, decoded as one batch; to pairs also their sides.
 
     wording: prompts.Prompts
     """
-    asked = []
-    for row in rows:
-        prompt = prompts.fill(
+
+    def ask(row):
+        return prompts.fill(
             wording.revision,
             question=row["question"],
             initial=row["initial"],
             critique=row["critique"],
         )
-        asked.append(prompt)
-    replies = vlm.decode(model, tokenizer, video, asked, args.max_new_tokens)
-    for row, (text, whole) in zip(rows, replies):
+
+    replies = vlm.reply(model, tokenizer, shown, ask, args.max_new_tokens)
+    for row, (text, whole) in replies:
         row["revised"] = text
         reason = judge_revision(row, whole)
         if reason:
@@ -106,7 +106,7 @@ def parse_args():
         help="of a revision; a longer one is cut off, and its row dropped as truncated",
     )
     prompts.add_option(parser)
-    common.add_shard(parser)
+    common.add_batches(parser)
     return parser.parse_args()
 
 
@@ -117,10 +117,14 @@ def main():
     needed = REQUIRED if args.gate == "critic" else REQUIRED[:-1]  # all but the verdict
     root, groups = common.read_input(args.input, args.videos, needed, wording.error_types)
     common.check_rows_are_left(args.input, groups)
-    groups = common.take_shard(groups[: args.limit], args.shard)
+    groups = groups[: args.limit]
     texts = vlm.list_texts(args.input, groups, ("question", "initial", "critique"))
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
     meta = common.make_meta(args, [wording.revision], prompts.hand_on(wording, args), root, groups)
+    groups = common.take_shard(groups, args)
+    if args.gate == "critic":
+        for _, rows in groups:
+            drop_without_error(rows)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
@@ -128,16 +132,12 @@ def main():
 
     if args.gate == "critic":
         prompts.tell_if_unreadable(args.input, [row for _, rows in groups for row in rows])
-        for _, rows in out.left:
-            drop_without_error(rows)
 
     prompts.tell_if_unknown(wording, args.model, ("revision",))
     model, tokenizer = vlm.load(args)
-    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
-        if video:
-            wrong = [row for row in rows if "dropped" not in row]
-            write_revisions(model, tokenizer, video, wrong, wording, args)
-        out.write(rows)
+    for shown in vlm.watch(model, tokenizer, out.left, root, args):
+        write_revisions(model, tokenizer, shown, wording, args)
+        out.write(shown.rows)
     out.finish("pairs")
 
 

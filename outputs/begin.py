@@ -111,12 +111,9 @@ def check_same_content(output: Path, meta: dict):
     """Raise InputError if an output was begun with other arguments; it names the option."""
     path = common.meta_path(output)
     [before] = common.read_keys(path, "content")
-    differing = [key for key, value in meta["content"].items() if before.get(key) != value]
-    if not differing:
+    key = name_difference(before, meta["content"])
+    if key is None:
         return
-    # With other questions, evaluate.py's prompts differ too: the input is the better reason to name
-    others = [key for key in differing if key != "prompts"]
-    key = (others or differing)[0]
     if key == "model":
         difference = tell_difference("model", path, meta)
     elif key == "inputs":
@@ -128,6 +125,14 @@ def check_same_content(output: Path, meta: dict):
         now = describe_option(key, meta["content"][key])
         difference = f"begun {then}, now it is {now}"
     raise common.InputError(f"{output} was {difference}; --overwrite starts anew")
+
+
+def name_difference(before: dict, now: dict) -> str | None:
+    """Name what differs between the contents of two meta.json; None if nothing does."""
+    differing = [key for key, value in now.items() if before.get(key) != value]
+    # With other questions, evaluate.py's prompts differ too: the input is the better reason to name
+    others = [key for key in differing if key != "prompts"]
+    return (others or differing or [None])[0]
 
 
 def describe_option(key: str, value) -> str:

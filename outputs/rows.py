@@ -1,22 +1,30 @@
-"""A JSONL output, which grows video by video and resumes where it was stopped."""
+"""A JSONL output, which grows batch by batch of videos and resumes where it was stopped."""
 
 import json
 import os
+import platform
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
+from tqdm import tqdm
+
 import common
-from outputs.begin import begin, clear
+from outputs.begin import begin, clear, name_difference
+from outputs.queue import Queue
 
 
 class Output:
-    """A JSONL output, appended to once per video; an incomplete one is resumed.
+    """A JSONL output, appended to once per batch of videos; an incomplete one is resumed.
+
+    Under torchrun the processes share the batches out among themselves, and the first one writes
+    what all of them make (outputs/queue.py). A batch is done as a whole or not at all, since its
+    videos are decoded together.
 
     Attributes:
         finished: whether there is nothing to do
-        left: of the groups, those that are not in the output yet
-        rows: the rows that are in it
+        left: the batches that this process is to do, [(video, its rows), ...] each
+        rows: the rows that are in the output; only the first process knows them
     """
 
     def __init__(self, path: Path, args, meta: dict, groups: list, again: tuple = ()):
@@ -32,26 +40,74 @@ class Output:
         self.rows = []
         self.most_bad = args.max_bad * len(groups)
         self.begun = time.time()
+        self.batches = common.cut_in_batches(groups, args.videos_per_batch)
         self.videos = {row["id"]: video for video, rows in groups for row in rows}
-        self.lock = begin(path, meta, args.overwrite, self.is_whole)
-        self.finished = self.lock is None
-        if self.finished:
-            self.check_something_is_kept()
-        self.replaces = args.overwrite and path.exists()  # until the first write
-        if path.exists() and not self.finished and not self.replaces:
-            self.resume()
+        self.sizes = [sum(len(rows) for _, rows in batch) for batch in self.batches]  # in rows
+        self.number_of = {  # id of a row: number of its batch
+            row["id"]: number
+            for number, batch in enumerate(self.batches)
+            for _, rows in batch
+            for row in rows
+        }
+        self.queue = Queue(f"{path}")
+
+        self.lock = None
+        self.finished = False
+        if self.queue.is_first:
+            self.lock = begin(path, meta, args.overwrite, self.is_whole)
+            self.finished = self.lock is None
+            if self.finished:
+                self.check_something_is_kept()
+            self.replaces = args.overwrite and path.exists()  # until the first write
+            if path.exists() and not self.finished and not self.replaces:
+                self.resume()
         done = {self.videos[row["id"]] for row in self.rows}
-        self.left = [(video, rows) for video, rows in groups if video not in done]
+        left = [
+            number for number, batch in enumerate(self.batches) if not done.issuperset(dict(batch))
+        ]
+        self.finished, left, content = self.queue.tell([self.finished, left, meta["content"]])
+        if not self.queue.is_first:
+            self.check_same_files(content)
+
+        self.awaited = deque(left)  # batches that the first process has not written yet
+        self.made = []  # rows of the batch that this process is at
+        self.left = self.take_batches(left)
+        self.progress = None
+
+    def check_same_files(self, content: dict):
+        """Raise InputError if this process reads other files than the first one, or none."""
+        difference = name_difference(content, self.meta["content"])
+        root = self.meta.get("root")
+        if difference is None and root and not Path(root).is_dir():
+            difference = f"root {root}"
+        if difference:
+            raise common.InputError(
+                f"{platform.node()}, process {common.process().rank}, reads other files than "
+                f"process 0: its {difference} differs, or is not there"
+            )
+
+    def take_batches(self, left: list[int]):
+        """Yield the batches that this process takes; the first one shows the progress of all."""
+        n_videos = sum(len(self.batches[number]) for number in left)
+        is_long = self.queue.is_first and n_videos > 1
+        self.progress = tqdm(total=n_videos, unit="video", disable=not is_long)
+        common.work_has_begun.set()
+        for number in self.queue.take(left):
+            yield self.batches[number]
 
     def resume(self):
-        """Keep the rows of complete videos that are not to be done again; remove the others."""
+        """Keep the rows of complete batches that are not to be done again; remove the others."""
         rows = common.read_jsonl(self.path, ("id", "video"), incomplete=True)
         complete = self.check_rows_belong(rows)
         undone = self.find_undone(rows)
         # The last video may lack rows. If it is unreadable, it may be the one that ended the run
         if rows and (not complete or "error" in rows[-1]):
             undone.add(self.videos[rows[-1]["id"]])
-        self.rows = [row for row in rows if self.videos[row["id"]] not in undone]
+        done = {self.videos[row["id"]] for row in rows} - undone
+        for batch in self.batches:
+            if not done.issuperset(dict(batch)):
+                done -= set(dict(batch))
+        self.rows = [row for row in rows if self.videos[row["id"]] in done]
 
         if self.rows == rows[: len(self.rows)]:
             lines = self.path.read_bytes().splitlines(keepends=True)
@@ -111,7 +167,34 @@ class Output:
         return not self.find_undone(common.read_jsonl(self.path, ("id", "video")))
 
     def write(self, rows: list[dict]):
-        """Append the next rows about one video; InputError if too many videos are unreadable."""
+        """Take the next rows of a batch; once it is whole, it is appended as soon as it is next.
+
+        Raises:
+            InputError: if too many videos are unreadable
+        """
+        self.made += rows
+        number = self.number_of[self.made[0]["id"]]
+        if len(self.made) < self.sizes[number]:
+            return
+        self.queue.send(number, self.made)
+        self.made = []
+        if self.queue.is_first:
+            while self.awaited and self.queue.has_arrived(self.awaited[0]):
+                self.append(self.queue.receive(self.awaited[0]))
+                self.awaited.popleft()
+
+    def collect(self) -> list[dict]:
+        """Wait for what the other processes are at -> all rows, in order; [] in those."""
+        if not self.queue.is_first:
+            return []
+        while self.awaited:
+            self.append(self.queue.receive(self.awaited[0]))
+            self.awaited.popleft()
+        self.put_in_order()
+        return self.rows
+
+    def append(self, rows: list[dict]):
+        """Append the rows of a batch; InputError if too many videos are unreadable."""
         n_bad = 0
         if any("error" in row for row in rows):
             n_bad = len({row["video"] for row in [*self.rows, *rows] if "error" in row})
@@ -125,6 +208,8 @@ class Output:
         with self.path.open("ab") as file:
             file.write(b"".join(lines))
         self.rows += rows
+        if self.progress:
+            self.progress.update(len(common.group_by_video(rows)))
         if n_bad > self.most_bad:
             raise common.InputError(
                 f"{n_bad} videos are unreadable, more than --max-bad allows; "
@@ -167,19 +252,18 @@ class Output:
         Raises:
             InputError: if all rows were dropped; the output is finished nevertheless
         """
+        self.collect()
+        if not self.queue.is_first:
+            return
+        if self.progress:
+            self.progress.close()
         if self.replaces:
             clear(self.path, self.meta)
         self.path.touch()
-        self.put_in_order()
-        drops = Counter(row["dropped"] for row in self.rows if "dropped" in row)
-        n_kept = len(self.rows) - drops.total()
-        account = f"rows in {len(self.rows)} = {n_kept} {kept} + {drops.total()} dropped"
-        if drops:
-            account += f" ({common.list_reasons(drops)})"
         seconds = round(time.time() - self.begun, 1)
-        finished = {"account": account, "kept": n_kept, "seconds": seconds}
+        finished = account_for(self.rows, kept) | {"seconds": seconds}
         common.write_json(common.meta_path(self.path), self.meta | {"finished": finished})
-        print(f"{self.path}: {account}")
+        print(f"{self.path}: {finished['account']}")
         n_unreadable = len({row["video"] for row in self.rows if "error" in row})
         if n_unreadable:
             print(f"{n_unreadable} videos are unreadable; --retry-unreadable reads them again")
@@ -196,3 +280,16 @@ class Output:
                 f"{self.path}: {finished['account']}. It is finished, but has nothing for the "
                 f"next stage; {common.WHAT_HELPS}"
             )
+
+
+def account_for(rows: list[dict], kept: str) -> dict:
+    """Account for all rows of an output, for its meta.json: {"account": ..., "kept": ...}.
+
+    kept: see Output.finish
+    """
+    drops = Counter(row["dropped"] for row in rows if "dropped" in row)
+    n_kept = len(rows) - drops.total()
+    account = f"rows in {len(rows)} = {n_kept} {kept} + {drops.total()} dropped"
+    if drops:
+        account += f" ({common.list_reasons(drops)})"
+    return {"account": account, "kept": n_kept}

@@ -18,12 +18,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+# What torchrun tells a process, in its environment
+TOLD = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "TORCHELASTIC_MAX_RESTARTS",
+)
 CLIENT = """#!{python} -SE
 import json, os, signal, socket, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the forked process says what becomes of Ctrl-C
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    command = {{"words": sys.argv[1:], "directory": os.getcwd(), "group": os.getpgid(0)}}
+    told = {{name: os.environ[name] for name in {told!r} if name in os.environ}}
+    command = {{"words": sys.argv[1:], "directory": os.getcwd(), "group": os.getpgid(0), "told": told}}
     socket.send_fds(server, [json.dumps(command).encode()], [1, 2])
     code = server.recv(100)
 sys.exit(int(code) if code else 137)  # nothing is said by a process that was killed
@@ -35,7 +47,7 @@ def forked_python(directory: Path):
     """Serve `python` from a directory while the block runs -> the environment that finds it there."""
     address = str(directory / "server")
     program = directory / "python"
-    program.write_text(CLIENT.format(python=sys.executable, address=address))
+    program.write_text(CLIENT.format(python=sys.executable, address=address, told=TOLD))
     program.chmod(0o755)
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
@@ -75,6 +87,7 @@ def run(connection) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tqdm.set_lock(threading.RLock())  # its own: of those that share one, a killed process would leave it locked
     os.chdir(command["directory"])
+    os.environ.update(command["told"])
     for number, descriptor in zip((1, 2), outputs):
         os.dup2(descriptor, number)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115

@@ -21,6 +21,7 @@ import small_benchmarks
 import vlm
 from conftest import MODEL
 from tools import questions_cost, report
+from vlm import prefix
 
 ROOT = Path(__file__).parent.parent
 
@@ -638,12 +639,12 @@ RIGHT = {
 
 
 def make_decode_reply(monkeypatch, reply):
-    """Replace vlm.decode: the model's reply to a prompt is reply(prompt)."""
+    """Replace decode: the model's reply to a prompt is reply(prompt)."""
 
-    def decode(model, tokenizer, video, prompts, max_new_tokens):
-        return [(reply(prompt), True) for prompt in prompts]
+    def decode(model, tokenizer, videos, prompts, max_new_tokens, noise):
+        return [[(reply(prompt), True) for prompt in own] for own in prompts]
 
-    monkeypatch.setattr(vlm, "decode", decode)
+    monkeypatch.setattr(prefix, "decode", decode)
 
 
 def make_model_know(monkeypatch, items, form):
@@ -667,19 +668,20 @@ def test_a_model_that_knows_everything_scores_one(run, small, monkeypatch, layou
 
 def test_each_segment_is_read_and_decoded_once_for_all_its_questions(run, monkeypatch, small):
     read, asked = [], []  # (video, start, end) of each segment; how many questions were decoded about it
-    sample_frames, decode = media.sample_frames, vlm.decode
+    sample_frames, decode = media.sample_frames, prefix.decode
 
     def noted_sample_frames(path, n, *bounds, by_rate, shrink):
         assert by_rate  # as lmms-eval does
         read.append((path.relative_to(small["mvbench"]).as_posix(), *bounds))
         return sample_frames(path, n, *bounds, by_rate=by_rate, shrink=shrink)
 
-    def noted_decode(model, tokenizer, video, prompts, max_new_tokens):
-        asked.append(len(prompts))
-        return decode(model, tokenizer, video, prompts, max_new_tokens)
+    def noted_decode(model, tokenizer, videos, prompts, max_new_tokens, noise):
+        [own] = prompts
+        asked.append(len(own))
+        return decode(model, tokenizer, videos, prompts, max_new_tokens)
 
     monkeypatch.setattr(media, "sample_frames", noted_sample_frames)
-    monkeypatch.setattr(vlm, "decode", noted_decode)
+    monkeypatch.setattr(prefix, "decode", noted_decode)
     run("mvbench", "eval")
     assert len(read) == len(set(read)) == len(asked)
     assert sum(asked) == 80
@@ -762,7 +764,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(run, monkeypatch):
 
     def interrupted(self, rows):
         calls.append(rows)
-        if len(calls) == 3:  # two of the three segments of the first video are written
+        if len(calls) == 5:  # the first video, of three segments, is written, and the second one is begun
             raise KeyboardInterrupt
         write(self, rows)
 
@@ -874,14 +876,14 @@ def late(small, tmp_path, monkeypatch):
 
 
 def count_asked(monkeypatch):
-    """Note how many prompts each call of vlm.decode gets -> the list of these."""
-    asked, decode = [], vlm.decode
+    """Note how many prompts each call of decode gets -> the list of these."""
+    asked, decode = [], prefix.decode
 
-    def noted(model, tokenizer, video, prompts, max_new_tokens):
-        asked.append(len(prompts))
-        return decode(model, tokenizer, video, prompts, max_new_tokens)
+    def noted(model, tokenizer, videos, prompts, max_new_tokens, noise):
+        asked.append(sum(len(own) for own in prompts))
+        return decode(model, tokenizer, videos, prompts, max_new_tokens)
 
-    monkeypatch.setattr(vlm, "decode", noted)
+    monkeypatch.setattr(prefix, "decode", noted)
     return asked
 
 

@@ -671,7 +671,7 @@ def roomy(converted, tmp_path):
 def test_decoding_gives_the_likeliest_tokens_as_without_a_cache(roomy, letters, frames):
     video = vlm.Video(roomy, letters, frames[:2])
     prompts = ["why?", "which way does it move?"]
-    answers = vlm.decode(roomy, letters, video, prompts, max_new_tokens=6)
+    [answers] = vlm.decode(roomy, letters, [video], [prompts], max_new_tokens=6)
     for prompt, (answer, _) in zip(prompts, answers, strict=True):
         prompt_ids, _ = vlm.encode_branch(letters, prompt)
         ids = torch.cat([video.ids, torch.tensor([prompt_ids])], 1)

@@ -646,7 +646,7 @@ def test_a_row_has_room_or_is_named(model, tokenizer, frames, monkeypatch):
     question = "how many shapes are there?"
     n_prompt = len(vlm.encode_branch(tokenizer, question).prompt)
     monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 154 + n_prompt + 3)
-    [(answer, whole)] = vlm.decode(model, tokenizer, video, [question], 20)
+    [[(answer, whole)]] = vlm.decode(model, tokenizer, [video], [[question]], 20)
     assert len(tokenizer.encode(answer, add_special_tokens=False)) == 3
     assert not whole
 
@@ -654,7 +654,7 @@ def test_a_row_has_room_or_is_named(model, tokenizer, frames, monkeypatch):
     with pytest.raises(
         common.InputError, match=f"154 tokens of the video .*'{question[:-1]} ?. how.* leave that row out"
     ):
-        vlm.decode(model, tokenizer, video, [question, too_long], 20)
+        vlm.decode(model, tokenizer, [video], [[question, too_long]], 20)
 
 
 # ------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_a_cut_video_says_so_in_its_rows_and_in_the_account(tmp_path, model, tok
     assert "warning" not in watched[1]
 
     meta = {"content": {}, "process": os.getpid(), "finished": None}
-    args = argparse.Namespace(overwrite=False, max_bad=0.5)
+    args = argparse.Namespace(overwrite=False, max_bad=0.5, videos_per_batch=1)
     out = outputs.Output(tmp_path / "rows.jsonl", args, meta, [("a.avi", rows)])
     out.write(rows)
     out.finish("answers")

@@ -211,10 +211,10 @@ def test_split_equals_unsplit_with_lora(model, video, branches):
 
 def test_answers_of_a_split_model_are_the_same(model, tokenizer, video):
     texts = [prompts.fill(prompts.DEFAULT.answer, question=question) for question, _ in TEXTS]
-    unsplit = vlm.decode(model, tokenizer, video, texts, 12)
+    unsplit = vlm.decode(model, tokenizer, [video], [texts], 12)
     with VirtualDevices():
         split_model, device = spread(model, 3)
-        assert vlm.decode(split_model, tokenizer, move_video(video, device), texts, 12) == unsplit
+        assert vlm.decode(split_model, tokenizer, [move_video(video, device)], [texts], 12) == unsplit
 
 
 def test_without_a_hook_it_raises(model, video, branches):
@@ -398,7 +398,7 @@ def test_one_process_a_gpu_is_said_to_be_faster_where_the_model_fits_on_the_smal
         assert len(lines) == said
         if said:
             assert "spreads the model over 2 GPUs, though it fits on one (16.0 of 20.0 GiB)" in lines[0]
-            assert "--devices cuda:0 --shard 0/2, --devices cuda:1 --shard 1/2, ..." in lines[0]
+            assert "torchrun --standalone --nproc-per-node 2" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import generate
 import prompts
 import vlm
 from conftest import MODEL
+from vlm import prefix
 
 QUESTIONS = ["which way does the red square move?", "how many shapes are there?", "why does the blue triangle move?"]
 ANSWERS = ["it moves up.", "there are two shapes.", "because the red square hits it."]
@@ -115,7 +116,7 @@ def answer_alone(model, tokenizer, video, prompt, max_new_tokens):
 
 
 def check_answers(model, tokenizer, video):
-    answers = vlm.decode(model, tokenizer, video, PROMPTS, 20)
+    [answers] = vlm.decode(model, tokenizer, [video], [PROMPTS], 20)
     assert answers == [answer_alone(model, tokenizer, video, prompt, 20) for prompt in PROMPTS]
     assert all(text for text, _ in answers)
 
@@ -138,21 +139,53 @@ def test_the_video_is_read_once(model, tokenizer, frames, monkeypatch):
     video = vlm.Video(model, tokenizer, frames)
     assert not video.inputs["mm_encoder_outputs"]["image"].pooler_output.requires_grad
     for prompt in PROMPTS:
-        vlm.decode(model, tokenizer, video, [prompt], 3)
+        vlm.decode(model, tokenizer, [video], [[prompt]], 3)
     n_video = video.ids.shape[1]
     assert [length for length in lengths if length >= n_video] == [n_video]
 
 
 def test_an_answer_that_meets_the_limit_is_not_whole(model, tokenizer, video):
-    [(_, whole)] = vlm.decode(model, tokenizer, video, PROMPTS[:1], 2)
+    [[(_, whole)]] = vlm.decode(model, tokenizer, [video], [PROMPTS[:1]], 2)
     assert not whole
+
+
+@pytest.fixture
+def videos(model, tokenizer, frames):
+    """The video, the video backwards, and the video with its colors exchanged."""
+    return [vlm.Video(model, tokenizer, shown.copy()) for shown in (frames, frames[::-1], frames[..., ::-1])]
+
+
+def test_videos_decoded_together_answer_as_each_alone(model, tokenizer, videos):
+    # Each has another number of prompts: where a video has fewer, rows stand in
+    asked = [PROMPTS[:1], PROMPTS, PROMPTS[1:]]
+    together = vlm.decode(model, tokenizer, videos, asked, 20)
+    for video, own, answers in zip(videos, asked, together, strict=True):
+        assert answers == [answer_alone(model, tokenizer, video, prompt, 20) for prompt in own]
+    assert together[1][1:] != together[2]  # they look at their own videos
+
+
+def test_sampling_does_not_depend_on_the_other_videos(model, tokenizer, videos):
+    asked = [PROMPTS[:1], PROMPTS, PROMPTS[1:]]
+    noise = generate.Noise(0, "abcdef", 2.0, 1.0)
+    together = vlm.decode(model, tokenizer, videos, asked, 20, noise)
+    for video, own, names, answers in zip(videos, asked, ("a", "bcd", "ef"), together, strict=True):
+        noise = generate.Noise(0, names, 2.0, 1.0)
+        assert [answers] == vlm.decode(model, tokenizer, [video], [own], 20, noise)
+
+
+def test_rows_that_stand_in_end_at_once():
+    """By hand: rows 0 and 2 have prompts of their own, row 1 is made to say 3, the end."""
+    scores = torch.tensor([[1.0, 2.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 4.0, 1.0]])
+    processed = prefix.OwnRows([0, 2], end=3)(torch.zeros(3, 1), scores)
+    assert processed.argmax(-1).tolist() == [1, 3, 2]
+    assert processed[[0, 2]].equal(scores[[0, 2]])
 
 
 def test_a_model_with_other_attention_is_refused(tokenizer, video):
     # It would see only what comes after the video, and answer all the same
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(MODEL).eval()
     with pytest.raises(AssertionError, match="not load_model's"):
-        vlm.decode(theirs, tokenizer, video, QUESTIONS, 2)
+        vlm.decode(theirs, tokenizer, [video], [QUESTIONS], 2)
 
 
 # ------------------------------------------------------------------------------
@@ -184,7 +217,7 @@ def test_sampling_depends_on_seed_row_and_step_alone(model, tokenizer, video):
     def draw(names, seed=0):
         """Sample an answer to the first question for each of these rows."""
         noise = generate.Noise(seed, names, 2.0, 1.0)
-        answers = vlm.decode(model, tokenizer, video, PROMPTS[:1] * len(names), 20, noise)
+        [answers] = vlm.decode(model, tokenizer, [video], [PROMPTS[:1] * len(names)], 20, noise)
         return [text for text, _ in answers]
 
     together = draw("abcdefgh")

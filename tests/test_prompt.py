@@ -17,7 +17,7 @@ from conftest import MODEL
 from shapes import world
 from test_text import make_qwen
 from tools import prompt
-from vlm import placement
+from vlm import placement, prefix
 
 ROW = {"id": "v.mp4/temporal/4", "video": "v.mp4", "kind": "temporal"}
 ROW |= {"question": "which way does the red square move?", "initial": "it moves left."}
@@ -126,17 +126,18 @@ OWN = {
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the stages ask the model, as vlm.decode is given it: {number of the call: texts}; the replies are ours."""
+    """What the stages ask the model, as decode is given it: {number of the call: texts}; the replies are ours."""
     asked = []
 
-    def decode(model, tokenizer, video, texts, *_):
+    def decode(model, tokenizer, videos, prompts, *_):
+        [texts] = prompts  # of one video
         asked.append(texts)
         replies = (
             ["where is the red square?", "how many red squares?"] if len(asked) == 1 else ["Errors: miscounting"] * 2
         )
-        return [(f"{reply}{number}" if len(asked) == 4 else reply, True) for number, reply in enumerate(replies)]
+        return [[(f"{reply}{number}" if len(asked) == 4 else reply, True) for number, reply in enumerate(replies)]]
 
-    monkeypatch.setattr(vlm, "decode", decode)
+    monkeypatch.setattr(prefix, "decode", decode)
     return asked
 
 

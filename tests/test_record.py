@@ -2,11 +2,13 @@
 
 import argparse
 import errno
+import itertools
 import json
 import multiprocessing
 import os
 import resource
 import shutil
+from collections import deque
 
 import filelock
 import pytest
@@ -110,21 +112,25 @@ def test_a_missing_json_file_is_named_in_words(tmp_path):
     assert str(refusal.value) == f"{tmp_path}/config.json: No such file or directory"
 
 
+def take_shard(videos, shard, videos_per_batch=1):
+    return common.take_shard(videos, argparse.Namespace(shard=shard, videos_per_batch=videos_per_batch))
+
+
 def test_shards_cover_all_videos_once():
     videos = list("abcdefg")
-    shards = [common.take_shard(videos, f"{number}/3") for number in range(3)]
+    shards = [take_shard(videos, f"{number}/3") for number in range(3)]
     assert shards == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
     with pytest.raises(common.InputError, match="expected I/N with I < N"):
-        common.take_shard(videos, "3/3")
-    with pytest.raises(common.InputError, match="only 7 videos, so this shard has none; make it 7 shards or fewer"):
-        common.take_shard(videos, "7/8")
+        take_shard(videos, "3/3")
+    with pytest.raises(common.InputError, match="only 7 batches of 1 videos, so this shard has none; make it 7 "):
+        take_shard(videos, "7/8")
 
 
 # ------------------------------------------------------------------------------
 # An output resumes
 
-ARGS = argparse.Namespace(overwrite=False, max_bad=0.5)
-OVERWRITE = argparse.Namespace(overwrite=True, max_bad=0.5)
+ARGS = argparse.Namespace(overwrite=False, max_bad=0.5, videos_per_batch=1)
+OVERWRITE = argparse.Namespace(overwrite=True, max_bad=0.5, videos_per_batch=1)
 META = {"content": {"seed": 0}, "root": "/videos", "process": 1, "finished": None}
 
 
@@ -144,7 +150,7 @@ GROUPS = common.group_by_video(ROWS)
 def write_output(path, n_videos=None):
     """Write the rows of the next n_videos (default: all that are left), as a stage does."""
     out = outputs.Output(path, ARGS, META, GROUPS)
-    for _, rows in out.left[:n_videos]:
+    for [(_, rows)] in itertools.islice(out.left, n_videos):
         out.write(rows)
     return out
 
@@ -246,9 +252,9 @@ def test_too_many_unreadable_videos_stop_a_run(tmp_path):
         out.write(groups[4][1])
 
     # With a higher share the same output is resumed
-    tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
+    tolerant = argparse.Namespace(overwrite=False, max_bad=1.0, videos_per_batch=1)
     out = outputs.Output(tmp_path / "out", tolerant, META, groups)
-    for _, rows in out.left:
+    for [(_, rows)] in out.left:
         out.write(rows)
     assert len(common.read_jsonl(tmp_path / "out")) == 6
 
@@ -268,14 +274,15 @@ def test_what_is_overwritten_stays_until_something_takes_its_place(tmp_path):
     write_output(tmp_path / "out").finish("rows")
     files = (tmp_path / "out", common.meta_path(tmp_path / "out"))
     before = [path.read_bytes() for path in files]
-    overwriting = argparse.Namespace(overwrite=True, max_bad=0.5)
+    overwriting = argparse.Namespace(overwrite=True, max_bad=0.5, videos_per_batch=1)
     other = META | {"content": {"seed": 1}}
 
     outputs.Output(tmp_path / "out", overwriting, other, GROUPS)  # and then the model cannot be loaded
     assert [path.read_bytes() for path in files] == before
     out = outputs.Output(tmp_path / "out", overwriting, other, [unreadable("a")])
     with pytest.raises(common.InputError, match="none of the first 1 videos can be read"):
-        out.write(out.left[0][1])
+        for [(_, rows)] in out.left:
+            out.write(rows)
     assert [path.read_bytes() for path in files] == before
 
     out = outputs.Output(tmp_path / "out", overwriting, other, GROUPS)
@@ -384,7 +391,7 @@ def drop(rows):
 def test_unreadable_videos_are_done_again_and_the_bytes_are_those_of_a_fresh_run(tmp_path, stopped_after, capsys):
     # Of the videos a, b and c, the first two could not be read
     path = tmp_path / "out"
-    tolerant = argparse.Namespace(overwrite=False, max_bad=1.0)
+    tolerant = argparse.Namespace(overwrite=False, max_bad=1.0, videos_per_batch=1)
     out = outputs.Output(path, tolerant, META, GROUPS)
     out.write(drop(ROWS[:3]))
     out.write(drop(ROWS[3:6]))
@@ -395,12 +402,12 @@ def test_unreadable_videos_are_done_again_and_the_bytes_are_those_of_a_fresh_run
 
     again = ("unreadable_video",)
     out = outputs.Output(path, tolerant, META, GROUPS, again)
-    assert [video for video, _ in out.left] == ["a", "b"]
-    for _, rows in out.left[:stopped_after]:
+    assert out.awaited == deque([0, 1])
+    for [(_, rows)] in itertools.islice(out.left, stopped_after):
         out.write(rows)  # behind c, and then the process is killed
 
     out = outputs.Output(path, tolerant, META, GROUPS, again)
-    for _, rows in out.left:
+    for [(_, rows)] in out.left:
         out.write(rows)
     out.finish("rows")
     write_output(tmp_path / "fresh").finish("rows")
@@ -458,8 +465,8 @@ def test_what_would_change_an_output_is_refused_by_name(tmp_path, arguments, con
     assert path.read_bytes() == before
 
     out = outputs.Output(path, OVERWRITE, changed, GROUPS)
-    out.write(ROWS[6:])
-    assert common.read_jsonl(path) == ROWS[6:]
+    out.write(ROWS[:3])
+    assert common.read_jsonl(path) == ROWS[:3]
 
 
 def test_overwrite_spares_what_no_stage_wrote(tmp_path):

@@ -37,7 +37,7 @@ def parse_args():
         help="of an answer; a longer one is cut off, and its row dropped as truncated",
     )
     prompts.add_option(parser)
-    common.add_shard(parser)
+    common.add_batches(parser)
     parser.set_defaults(temperature=0.0)  # as generate.write_answers reads it: greedy
     return parser.parse_args()
 
@@ -57,10 +57,11 @@ def main():
     root, groups = common.read_input(args.input, args.videos, REQUIRED)
     groups = [(video, [strip_row(row) for row in rows]) for video, rows in groups]
     common.check_rows_are_left(args.input, groups)
-    groups = common.take_shard(groups[: args.limit], args.shard)
+    groups = groups[: args.limit]
     texts = vlm.list_texts(args.input, groups, ("question",))
     vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
     meta = common.make_meta(args, [wording.answer], wording._asdict(), root, groups)
+    groups = common.take_shard(groups, args)
     again = ("unreadable_video",) if args.retry_unreadable else ()
     out = outputs.Output(args.output, args, meta, groups, again)
     if out.finished:
@@ -68,11 +69,9 @@ def main():
 
     prompts.tell_if_unknown(wording, args.model, ("answer",))
     model, tokenizer = vlm.load(args)
-    for rows, video in vlm.watch_each(model, tokenizer, out.left, root, args):
-        if video:
-            asked = [row for row in rows if "dropped" not in row]
-            generate.write_answers(model, tokenizer, video, asked, wording.answer, args)
-        out.write(rows)
+    for shown in vlm.watch(model, tokenizer, out.left, root, args):
+        generate.write_answers(model, tokenizer, shown, wording.answer, args)
+        out.write(shown.rows)
     out.finish("answers")
 
 

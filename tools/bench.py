@@ -10,7 +10,8 @@ The model is a random InternVL of a given shape.
 
     train     ours, a plain step on two sequences, and TRL where it is
               installed (pip install trl==1.16.0 pillow)
-    decode    ours, one generate a question, one left-padded batch
+    decode    ours, one generate a question, one left-padded batch; then
+              tokens a second by the number of videos at a time
     load      bfloat16 in shards, read to float32 on a CPU: ours,
               from_pretrained; peak memory in multiples of the model's
     scale     seconds a pair by questions and frames; seconds a video in the
@@ -24,6 +25,7 @@ their times is believed.
 """
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import os
@@ -416,8 +418,22 @@ def decode_ours(directory, args) -> Callable:
 
     def step():
         video = vlm.Video(model, tokenizer, frames)
-        answers = vlm.decode(model, tokenizer, video, prompts, ANSWER_WORDS)
+        [answers] = vlm.decode(model, tokenizer, [video], [prompts], ANSWER_WORDS)
         return len(prompts), {"answers": [text for text, _ in answers]}
+
+    return step
+
+
+def decode_videos(directory, args, n_videos: int) -> Callable:
+    """Set up our decoding of the answers about several videos at a time, all prefilled before."""
+    model, tokenizer = load_to_decode(directory)
+    videos = [vlm.Video(model, tokenizer, make_frames(args.frames)) for _ in range(n_videos)]
+    asked = [make_prompts()] * n_videos
+    vlm.decode(model, tokenizer, videos, asked, 1)
+
+    def step():
+        answers = vlm.decode(model, tokenizer, videos, asked, ANSWER_WORDS)
+        return n_videos * QUESTIONS, {"answers": [text for text, _ in answers[0]]}
 
     return step
 
@@ -717,7 +733,44 @@ def bench_decode(directory, args) -> dict:
         "(a random model has near ties)"
     )
     print_table(figures, "answer")
+    return to_json(figures) | bench_batches(directory, args)
+
+
+def bench_batches(directory, args) -> dict:
+    """Time decoding by the number of videos at a time: tokens a second, without the prefill."""
+    configurations = {}
+    for n_videos in (1, 2, 4, 8):
+        name = f"{n_videos} at a time"
+        configurations[name] = functools.partial(decode_videos, n_videos=n_videos)
+    figures = take_turns(configurations, directory, args)
+
+    config = InternVLConfig.from_pretrained(directory)
+    weights, cache = count_read(config, args.frames)
+    one = statistics.median(figures["1 at a time"].seconds)
+    print(
+        f"\na step of decoding reads {weights / 2**20:.0f} MiB of weights, and {cache / 2**20:.0f} "
+        "MiB of keys and values a video. If reading is all it costs, V videos at a time are faster "
+        "by V (weights + cache) / (weights + V cache)"
+    )
+    print(f"{'videos':14}{'tokens/s':>10}{'faster':>10}{'by reading alone':>20}{'peak GiB':>10}")
+    for n_videos, figure in zip((1, 2, 4, 8), figures.values()):
+        seconds = statistics.median(figure.seconds)
+        bound = n_videos * (weights + cache) / (weights + n_videos * cache)
+        print(
+            f"{n_videos:<14}{(ANSWER_WORDS + 1) / seconds:10.0f}{one / seconds:9.2f}x"
+            f"{bound:19.2f}x{figure.GiB:10.2f}"
+        )
     return to_json(figures)
+
+
+def count_read(config, n_frames: int) -> tuple[int, int]:
+    """Count the bytes that a step of decoding reads, in float32 -> (weights, cache of a video)."""
+    text = config.text_config
+    projections = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size
+    weights = text.num_hidden_layers * projections + text.hidden_size * text.vocab_size
+    n_video = n_frames * (TOKENS + 3) + 2
+    cache = 2 * text.num_hidden_layers * text.hidden_size * n_video  # as many kv heads as heads
+    return 4 * weights, 4 * cache
 
 
 def bench_load(directory, args) -> dict:

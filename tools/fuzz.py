@@ -160,14 +160,14 @@ def try_output(path: Path) -> str:
     meta = {"content": {}, "process": 0, "finished": None}
     common.write_json(common.meta_path(path), meta)
     groups = common.group_by_video(make_rows())
-    args = argparse.Namespace(overwrite=False, max_bad=1.0)
+    args = argparse.Namespace(overwrite=False, max_bad=1.0, videos_per_batch=1)
     try:
         output = outputs.Output(path, args, meta, groups)
     except common.InputError as error:
         is_unchanged = path.read_bytes() == before
         return "refused" if is_unchanged else f"FAULT: refused, but changed: {error}"
 
-    for _, rows in output.left:
+    for [(_, rows)] in output.left:
         output.write(rows)
     written = {row["id"] for row in common.read_jsonl(path)}
     expected = {row["id"] for row in make_rows()}

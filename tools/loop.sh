@@ -15,6 +15,8 @@
 #                          revision that differs (critic)
 #   --prompts FILE         prompts, kinds of questions and error types of your own: docs/prompts.md
 #   --frames N             frames of a video, in all stages (the checkpoint's)
+#   --processes N          processes that answer, such as one a GPU: torchrun starts them (1)
+#   --videos-per-batch V   videos whose answers are decoded together (1)
 #   --benchmark NAME DIR   score the base and the model of every round: RUN/base/eval, ...
 #   --beside               score beside the next round; what that prints is in RUN/*/eval.log
 #   --dry-run              print all commands, ready to paste, and run none
@@ -41,7 +43,8 @@ check_number() {  # option, value
 }
 
 given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
-gate=() prompts=() frames=() training=()  # options as the stages take them
+gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
+processes=1
 while (($#)); do
   option=$1
   shift
@@ -69,6 +72,8 @@ while (($#)); do
     --gate) gate=(--gate "${values[0]}") ;;
     --prompts) prompts=(--prompts "${values[0]}") ;;
     --frames) frames=(--frames "${values[0]}") ;;
+    --processes) processes=${values[0]} ;;
+    --videos-per-batch) batches=(--videos-per-batch "${values[0]}") ;;
     --benchmark) benchmark=("${values[@]}") wanted=2 ;;
     --beside) beside=yes wanted=0 ;;
     --dry-run) dry_run=yes wanted=0 ;;
@@ -84,6 +89,8 @@ done
 check_number --rounds "$rounds"
 [[ ! $limit ]] || check_number --limit "$limit"
 [[ ! ${frames[1]} ]] || check_number --frames "${frames[1]}"
+[[ ! ${batches[1]} ]] || check_number --videos-per-batch "${batches[1]}"
+check_number --processes "$processes"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"
 [[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file;" \
   "python generate.py --prompts list > FILE writes the default ones"
@@ -104,6 +111,10 @@ done
 # ------------------------------------------------------------------------------
 # What is run
 
+answer=(python)  # starts a stage that answers
+((processes == 1)) || answer=(torchrun --standalone --nproc-per-node "$processes")
+common=("${frames[@]}" "${prompts[@]}" "${batches[@]}")  # options of all stages that answer
+
 # Print a command, then run it
 call() {
   local line
@@ -115,14 +126,14 @@ call() {
 # Score a model; in the tiny world its critiques and its revisions, too
 score() {  # model, directory of the round
   local eval=$2/eval
-  call python evaluate.py --benchmark "${benchmark[0]}" --model "$1" --input "${benchmark[1]}" \
-    --output "$eval" "${frames[@]}" "${prompts[@]}"
+  call "${answer[@]}" evaluate.py --benchmark "${benchmark[0]}" --model "$1" \
+    --input "${benchmark[1]}" --output "$eval" "${common[@]}"
   [[ ${benchmark[0]} == shapes ]] || return 0
-  call python critique.py --model "$1" --input "$eval/predictions.jsonl" \
-    --output "$eval/critiques.jsonl" "${frames[@]}" "${prompts[@]}"
+  call "${answer[@]}" critique.py --model "$1" --input "$eval/predictions.jsonl" \
+    --output "$eval/critiques.jsonl" "${common[@]}"
   # That no answer was revised is a score as well, though it is an error where pairs are wanted
-  call python refine.py --model "$1" --input "$eval/critiques.jsonl" \
-    --output "$eval/pairs.jsonl" "${frames[@]}" "${prompts[@]}" "${gate[@]}" ||
+  call "${answer[@]}" refine.py --model "$1" --input "$eval/critiques.jsonl" \
+    --output "$eval/pairs.jsonl" "${common[@]}" "${gate[@]}" ||
     grep -qs '"kept": 0' "$eval/pairs.jsonl.meta.json"
 }
 
@@ -146,7 +157,7 @@ start_scoring() {  # model, directory of the round
 # A stage of a round. If it fails, what is being scored is finished first, but for Ctrl-C
 stage() {
   local status=0
-  call python "$@" || status=$?
+  call "$@" || status=$?
   ((status)) || return 0
   ((status >= 128)) || [[ ! $scoring ]] || wait "$scoring" || true
   exit "$status"
@@ -175,13 +186,13 @@ for ((round = 1; round <= rounds; round++)); do
   fi
   lr=${lrs[round - 1]}
 
-  stage generate.py --model "$model" --input "${videos[@]//\{round\}/$round}" \
-    --output "$out/responses.jsonl" --seed "$round" "${which[@]}" "${frames[@]}" "${prompts[@]}"
-  stage critique.py --model "$model" --input "$out/responses.jsonl" \
-    --output "$out/critiques.jsonl" "${frames[@]}" "${prompts[@]}"
-  stage refine.py --model "$model" --input "$out/critiques.jsonl" \
-    --output "$out/pairs.jsonl" "${frames[@]}" "${prompts[@]}" "${gate[@]}"
-  stage dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
+  stage "${answer[@]}" generate.py --model "$model" --input "${videos[@]//\{round\}/$round}" \
+    --output "$out/responses.jsonl" --seed "$round" "${which[@]}" "${common[@]}"
+  stage "${answer[@]}" critique.py --model "$model" --input "$out/responses.jsonl" \
+    --output "$out/critiques.jsonl" "${common[@]}"
+  stage "${answer[@]}" refine.py --model "$model" --input "$out/critiques.jsonl" \
+    --output "$out/pairs.jsonl" "${common[@]}" "${gate[@]}"
+  stage python dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
     --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
   model=$out/model
   start_scoring "$model" "$out"

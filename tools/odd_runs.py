@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import shutil
@@ -46,6 +47,7 @@ WHOLE_NUMBERS = {
     "lora-alpha": ((dpo,), 1, WHOLE),
     "epochs": ((dpo,), 1, 10_000),
     "videos-per-step": ((dpo,), 1, WHOLE),
+    "videos-per-batch": ((generate, critique, refine, evaluate), 1, WHOLE),
 }
 LARGE = 3e38  # float32 ends at 3.4e38
 # {option: (stages that have it, values inside the range, values outside)}
@@ -116,7 +118,7 @@ def any_number(directory: Path, rng) -> Case:
 # Outputs that resume
 
 META = {"content": {"seed": 0}, "root": "/videos", "process": 1, "finished": None}
-TOLERANT = argparse.Namespace(overwrite=False, max_bad=1.0)
+TOLERANT = argparse.Namespace(overwrite=False, max_bad=1.0, videos_per_batch=1)
 
 
 def make_groups(rng) -> list[tuple[str, list[dict]]]:
@@ -136,7 +138,7 @@ def write(path: Path, groups: list, n_videos=None, again: tuple = ()) -> outputs
     """Begin or resume an output, and write the next n videos, or all that are left."""
     out = outputs.Output(path, TOLERANT, META, groups, again)
     if not out.finished:
-        for _, rows in out.left[:n_videos]:
+        for [(_, rows)] in itertools.islice(out.left, n_videos):
             out.write(rows)
     return out
 
@@ -237,7 +239,7 @@ def nothing_left(directory: Path, rng) -> Case:
 
     def drop_all():
         out = outputs.Output(directory / "out", TOLERANT, META, groups)
-        for _, rows in out.left:
+        for [(_, rows)] in out.left:
             out.write([row | {"dropped": reason} for row in rows])
         out.finish("pairs")
 

@@ -61,7 +61,7 @@ def ask(model, tokenizer, path: Path, prompts: list[str], max_new_tokens: int) -
     """Answer prompts about a video file -> the seconds that it takes."""
     begun = time.perf_counter()
     video = vlm.Video(model, tokenizer, media.sample_frames(path, FRAMES).frames)
-    vlm.decode(model, tokenizer, video, prompts, max_new_tokens)
+    vlm.decode(model, tokenizer, [video], [prompts], max_new_tokens)
     return time.perf_counter() - begun
 
 

@@ -327,7 +327,8 @@ def pair_with_second_samples(firsts: list[dict], seed: int, directory, root: Pat
     groups = common.group_by_video(firsts)
     for group, video in vlm.watch_each(model, tokenizer, groups, root, args):
         seconds = [dict(row) for row in group]
-        generate.write_answers(model, tokenizer, video, seconds, prompts.DEFAULT.answer, args)
+        shown = vlm.Shown([(seconds, video)])
+        generate.write_answers(model, tokenizer, shown, prompts.DEFAULT.answer, args)
         for first, second in zip(group, seconds):
             if "dropped" not in second and second["initial"] != first["initial"]:
                 pairs.append(first | {"chosen": second["initial"], "rejected": first["initial"]})

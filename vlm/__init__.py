@@ -37,11 +37,15 @@ from vlm.placement import (
 from vlm.prefix import (
     Branch,
     Packed,
+    Reply,
+    Shown,
     Video,
     branch_logps,
     decode,
     encode_branch,
     pack,
+    reply,
+    watch,
     watch_each,
 )
 
@@ -52,7 +56,9 @@ __all__ = [
     "Adapter",
     "Branch",
     "Packed",
+    "Reply",
     "SharedLayer",
+    "Shown",
     "Video",
     "add_lora",
     "branch_logps",
@@ -73,9 +79,11 @@ __all__ = [
     "pixel_values",
     "plan_placement",
     "read_adapter",
+    "reply",
     "save_adapter",
     "share",
     "shared_prefix_attention",
     "split_layers",
+    "watch",
     "watch_each",
 ]

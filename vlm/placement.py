@@ -37,6 +37,11 @@ def load(args):
         InputError: also if --frames are more than the model has positions for
     """
     devices = args.devices.split(",") if args.devices else None
+    if devices and "cuda" in args.devices and common.process().n > 1:
+        raise common.InputError(
+            f"--devices {args.devices}: under torchrun every process takes its share of the "
+            "machine's GPUs; leave the option out"
+        )
     dtype = getattr(torch, args.dtype) if args.dtype else None
     tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
     config = read_config(find_base(args.model))
@@ -47,6 +52,19 @@ def load(args):
     return load_model(args.model, devices, dtype), tokenizer
 
 
+def list_own_gpus() -> list[str]:
+    """List the GPUs that this process takes: of several processes on a machine each has a share."""
+    process = common.process()
+    n_gpus = torch.cuda.device_count()
+    if 0 < n_gpus < process.n_local:
+        raise common.InputError(
+            f"{process.n_local} processes for {n_gpus} GPUs: at most --nproc-per-node {n_gpus}"
+        )
+    share = n_gpus // process.n_local
+    first = process.local_rank * share
+    return [f"cuda:{number}" for number in range(first, first + share)]
+
+
 def tell_faster_way(needed: int):
     """Print a line if one process takes several GPUs, each of which has room for the whole model.
 
@@ -55,7 +73,7 @@ def tell_faster_way(needed: int):
     needed: bytes that answering needs, as count_answering gives them
     """
     n_gpus = torch.cuda.device_count()
-    if n_gpus < 2:
+    if n_gpus < 2 or common.process().n > 1:
         return
     # Not what is free: to ask for that takes some hundred MiB of each GPU
     smallest = min(torch.cuda.get_device_properties(n).total_memory for n in range(n_gpus))
@@ -63,9 +81,8 @@ def tell_faster_way(needed: int):
         return
     print(
         f"one process spreads the model over {n_gpus} GPUs, though it fits on one "
-        f"({needed / 2**30:.1f} of {smallest / 2**30:.1f} GiB): faster is one process a GPU, each "
-        f"with its own --output, by --devices cuda:0 --shard 0/{n_gpus}, "
-        f"--devices cuda:1 --shard 1/{n_gpus}, ...; cat joins the outputs (docs/real-models.md)"
+        f"({needed / 2**30:.1f} of {smallest / 2**30:.1f} GiB): faster is one process a GPU, by "
+        f"torchrun --standalone --nproc-per-node {n_gpus} in place of python"
     )
 
 
@@ -111,12 +128,6 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def first_line(error: Exception) -> str:
-    """Give the first line of what an error says; its class if it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
-
-
 def load_model(path, devices=None, dtype=None):
     """Load a model in eval mode, its layers spread over one or more devices.
 
@@ -131,7 +142,7 @@ def load_model(path, devices=None, dtype=None):
             for a language model that cannot be used behind a shared video
     """
     if not devices:
-        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+        devices = list_own_gpus() or ["cpu"]
     devices = [str(device) for device in devices]
     check_devices(devices)
     if dtype is None:
@@ -214,7 +225,7 @@ def plan_model(path, dtype):
             )
     except Exception as error:  # of many kinds; all mean that the sizes do not go together
         raise common.InputError(
-            f"{directory / 'config.json'}: no model can be made from it: {first_line(error)}"
+            f"{directory / 'config.json'}: no model can be made from it: {common.first_line(error)}"
         ) from error
     limits.check_language_model(model, directory)
     headers = files.read_headers(directory)
@@ -352,7 +363,7 @@ def read_weights(model, file: Path, device: str, place, names: dict, dtype):
         raise  # not the file's fault: common.run says what helps
     except (RuntimeError, AssertionError, safetensors.SafetensorError) as error:
         # A device that does not exist, a file that changes while it is read
-        raise common.InputError(f"{file}: {first_line(error)} (device {device})") from error
+        raise common.InputError(f"{file}: {common.first_line(error)} (device {device})") from error
 
 
 def check_finite(file: Path, key: str, tensor):

@@ -4,12 +4,13 @@
 begins with the video, and everything asked about it shares what the model computed for it:
 
     Video          vision tower and projector run once
-    decode         answering: one prefill, then all prompts as one batch on top of its one cache
+    decode         answering: one prefill, then all prompts as one batch on top of its one cache;
+                   of several videos at a time, if they are given
     branch_logps   training: one packed sequence [video | branch 1 | branch 2 | ...], one pass
 
 tests/test_prefix.py compares all three with separate, ordinary sequences.
 
-Shapes: F frames, P tokens of the video (the prefix), B branches (a prompt with its answer),
+Shapes: V videos, F frames, P tokens of a video (the prefix), B branches (a prompt with its answer),
 T tokens of the video and all branches, A tokens of all answers.
 """
 
@@ -63,36 +64,50 @@ class Video:
         self.cache = None
 
 
-def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = None):
-    """Read the videos one by one, while a thread decodes the frames of the next one.
+class Shown:
+    """What is asked at a time: videos that the model has looked at, and the rows about them.
+
+    Attributes:
+        parts: [(rows with the same video, start and end; Video), ...]. The Video is None if it
+            cannot be read, or if all these rows were dropped before
+    """
+
+    def __init__(self, parts: list):
+        self.parts = parts
+
+    @property
+    def rows(self) -> list[dict]:
+        """All rows."""
+        return [row for rows, _ in self.parts for row in rows]
+
+    def to_ask(self) -> list[dict]:
+        """List the rows that are not dropped; those of videos that cannot be read are."""
+        return [row for row in self.rows if "dropped" not in row]
+
+
+def watch(model, tokenizer, batches, root, args):
+    """Read the videos of batch after batch, while a thread decodes the frames of the next ones.
 
     Args:
-        groups: [(video, its rows), ...]. Rows may have `start` and `end`, the seconds to be shown:
-            by the frames' own times, or for a benchmark's rows by the frame rate, as in lmms-eval
+        batches: iterable of [(video, its rows), ...]. Rows may have `start` and `end`, the seconds
+            to be shown: by the frames' own times, or for a benchmark's rows by the frame rate, as
+            in lmms-eval
         root: directory that the videos' paths are relative to
         args: `frames` is read, the number of frames; None: what the model's config says
-        desc: label of the progress bar
 
     Yields:
-        (rows, Video), once for each stretch of consecutive rows with the same video, start and
-        end. The Video is None if all these rows were dropped before, or if the video cannot be
-        read: in that case they are marked as dropped here
+        Shown, whose parts are stretches of consecutive rows with the same video, start and end. If
+        a batch of V videos has more of them than V, they come V at a time. The rows about a video
+        that cannot be read are marked as dropped
     """
     n_frames = families.choose_n_frames(args.frames, model.config)
     size = model.config.vision_config.image_size[0]
     shrink = functools.partial(families.shrink, size=size)
 
-    segments = []  # (video, rows that are shown the same seconds of it)
-    for name, rows in groups:
-        segments += [(name, list(part)) for _, part in itertools.groupby(rows, common.segment)]
-
     with ThreadPoolExecutor(max_workers=1) as thread:
 
-        def start_reading(number):
-            """Start to decode a segment's frames -> a future; None if no row needs them."""
-            if number == len(segments):
-                return None
-            name, rows = segments[number]
+        def start_reading(name, rows):
+            """Start to decode the frames of a segment -> a future; None if no row needs them."""
             if all("dropped" in row for row in rows):
                 return None
             _, start, end = common.segment(rows[0])
@@ -106,24 +121,67 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
                 shrink=shrink,
             )
 
-        next_frames = start_reading(0)
-        progress = tqdm(segments, desc, unit="video", disable=len(segments) < 2)
-        for number, (_, rows) in enumerate(progress):
-            frames = next_frames
-            next_frames = start_reading(number + 1)
-            if frames is None:
-                yield rows, None
-                continue
-            try:
-                sample = frames.result()
-            except OSError as error:
-                drop_unreadable(rows, error)
-                yield rows, None
-                continue
-            if sample.warning:
-                warn(rows, sample.warning)
-            # Not kept in a variable here: the last video would stay in memory during training
-            yield rows, Video(model, tokenizer, sample.frames)
+        def read(segments):
+            return [(rows, start_reading(name, rows)) for name, rows in segments]
+
+        ahead = itertools.chain(map(read, split_batches(batches)), [None])
+        for being_read, _ in itertools.pairwise(ahead):  # (these, the next ones)
+            # Not kept in a variable here: the last videos would stay in memory
+            yield Shown(
+                [(rows, look(model, tokenizer, rows, frames)) for rows, frames in being_read]
+            )
+
+
+def split_batches(batches):
+    """Split batches into segments: of a batch of V videos V segments at a time.
+
+    batches: iterable of [(video, its rows), ...]
+
+    Yields:
+        [(video, rows that are shown the same seconds of it), ...]
+    """
+    for batch in batches:
+        segments = []
+        for name, rows in batch:
+            segments += [(name, list(part)) for _, part in itertools.groupby(rows, common.segment)]
+        for start in range(0, len(segments), len(batch)):
+            yield segments[start : start + len(batch)]
+
+
+def look(model, tokenizer, rows: list[dict], frames) -> Video | None:
+    """Look at a video whose frames are being decoded; if that fails, its rows are dropped.
+
+    frames: a future of a media.Sample; None if no row needs it
+    """
+    if frames is None:
+        return None
+    try:
+        sample = frames.result()
+    except OSError as error:
+        drop_unreadable(rows, error)
+        return None
+    if sample.warning:
+        warn(rows, sample.warning)
+    return Video(model, tokenizer, sample.frames)
+
+
+def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = None):
+    """Read videos one by one, with a progress bar: `watch`, for what takes no batches.
+
+    Args:
+        groups: [(video, its rows), ...]
+        desc: label of the progress bar
+
+    Yields:
+        (rows, Video), once for each stretch of consecutive rows with the same video, start and
+        end; see Shown
+    """
+    segments = [segment for [segment] in split_batches([group] for group in groups)]
+    watched = watch(model, tokenizer, ([segment] for segment in segments), root, args)
+    with tqdm(total=len(segments), desc=desc, unit="video", disable=len(segments) < 2) as progress:
+        for shown in watched:
+            yield shown.parts.pop()  # not kept here: the last video would stay in memory
+            progress.update()
 
 
 def drop_unreadable(rows: list[dict], error: OSError):
@@ -141,17 +199,54 @@ def warn(rows: list[dict], warning: str):
             row["warning"] = warning
 
 
-@torch.no_grad()
-def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noise=None):
-    """Answer B prompts about one video, as one batch on top of the video's one cache.
+# ------------------------------------------------------------------------------
+# Answering
+
+
+class Reply(NamedTuple):
+    """What the model says to a prompt."""
+
+    text: str
+    whole: bool  # False if it was cut off by max_new_tokens, or where the model's positions end
+
+
+def reply(model, tokenizer, shown: Shown, ask, max_new_tokens: int, noise=None):
+    """Put a prompt to each row that is not dropped, as one batch.
 
     Args:
-        noise: logits processor that turns the argmax into a sample (see generate.Noise);
-            None decodes greedily
+        ask: a function that makes a row's prompt
+        noise: see `decode`
 
     Returns:
-        [(answer, whole), ...]: whole is False if an answer was cut off by max_new_tokens, or where
-            the model's positions end
+        [(row, Reply), ...], in order
+    """
+    videos = []
+    texts = []
+    for rows, video in shown.parts:
+        asked = [ask(row) for row in rows if "dropped" not in row]
+        if asked:
+            videos.append(video)
+            texts.append(asked)
+    if not videos:
+        return []
+    replies = decode(model, tokenizer, videos, texts, max_new_tokens, noise)
+    return list(zip(shown.to_ask(), itertools.chain.from_iterable(replies)))
+
+
+@torch.no_grad()
+def decode(
+    model, tokenizer, videos: list[Video], prompts: list[list[str]], max_new_tokens: int, noise=None
+) -> list[list[Reply]]:
+    """Answer prompts about V videos, as one batch on top of the videos' caches.
+
+    Args:
+        videos: all with the same number of tokens
+        prompts: for each video its own, at least one
+        noise: logits processor over all prompts' rows that turns the argmax into a sample (see
+            generate.Noise); None decodes greedily
+
+    Returns:
+        for each video the replies to its prompts
 
     Raises:
         InputError: if a prompt has no room behind the video
@@ -159,29 +254,27 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
     assert model.config.text_config._attn_implementation == attention.NAME, (
         "the model is not load_model's: other attention would not see the video"
     )
-    n_video = video.ids.shape[1]
-    prompt_ids = [encode_branch(tokenizer, prompt).prompt for prompt in prompts]
-    room = limits.check_room(model.config, tokenizer, n_video, prompt_ids)
-    if video.cache is None:
-        prefill = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1)
-        video.cache = prefill.past_key_values
-    cache = transformers.DynamicCache()
-    cache.layers = [attention.SharedLayer(layer.keys, layer.values) for layer in video.cache.layers]
+    [n_video] = {video.ids.shape[1] for video in videos}
+    prompt_ids = [[encode_branch(tokenizer, prompt).prompt for prompt in own] for own in prompts]
+    all_ids = [ids for own in prompt_ids for ids in own]
+    room = limits.check_room(model.config, tokenizer, n_video, all_ids)
+    cache = share_caches(model, videos)
+    rows = lay_out(prompt_ids)
 
     # Prompts are padded on the left, so that all answers start in the same column
     ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row, device=model.device) for row in prompt_ids],
+        [torch.tensor(row, device=model.device) for row in rows.ids],
         batch_first=True,
         padding_value=-1,
         padding_side="left",
-    )  # (B, longest prompt)
+    )  # (V * B, longest prompt)
     is_prompt = ids >= 0
-    mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)  # (B, P + longest prompt)
+    mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)  # (V * B, P + longest)
     [end] = encode_branch(tokenizer, "").answer  # an empty answer is the end of turn alone
 
     processors = transformers.LogitsProcessorList()
-    if noise:
-        processors.append(noise)
+    if noise or len(rows.own) < len(rows.ids):
+        processors.append(OwnRows(rows.own, end, noise))
     out = model.generate(
         input_ids=ids.where(is_prompt, end),
         attention_mask=mask.long(),
@@ -191,15 +284,82 @@ def decode(model, tokenizer, video, prompts: list[str], max_new_tokens: int, noi
         eos_token_id=end,
         pad_token_id=end,
         logits_processor=processors,
-    )  # (B, longest prompt + longest answer)
+    )  # (V * B, longest prompt + longest answer)
 
-    answers = []
-    for row in out[:, ids.shape[1] :].tolist():
-        whole = end in row
-        tokens = row[: row.index(end)] if whole else row
-        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        answers.append((text, whole))
-    return answers
+    tokens = out[rows.own, ids.shape[1] :].tolist()
+    replies = iter(read_reply(tokenizer, row, end) for row in tokens)
+    return [list(itertools.islice(replies, len(own))) for own in prompts]
+
+
+def share_caches(model, videos: list[Video]):
+    """Make a cache for rows behind V videos; each video is prefilled once, when it is first asked.
+
+    Returns:
+        transformers' cache, whose layers hold (V, kv heads, P, D)
+    """
+    for video in videos:
+        if video.cache is None:
+            prefill = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1)
+            video.cache = prefill.past_key_values
+    cache = transformers.DynamicCache()
+    for layers in zip(*(video.cache.layers for video in videos)):
+        keys = torch.cat([layer.keys for layer in layers])  # (V, kv heads, P, D)
+        values = torch.cat([layer.values for layer in layers])
+        for number, layer in enumerate(layers):  # a view in place of a copy
+            layer.keys = keys[number : number + 1]
+            layer.values = values[number : number + 1]
+        cache.layers.append(attention.SharedLayer(keys, values))
+    return cache
+
+
+class Rows(NamedTuple):
+    """Prompts of V videos as a batch of V x B rows, B for each video."""
+
+    ids: list[list[int]]  # (V * B, ...) token ids
+    own: list[int]  # the rows that have a prompt of their own, in order
+
+
+def lay_out(prompt_ids: list[list[list[int]]]) -> Rows:
+    """Give every video as many rows as the one with the most prompts: its last one stands in."""
+    most = max(len(own) for own in prompt_ids)
+    ids = []
+    real = []
+    for own in prompt_ids:
+        real += range(len(ids), len(ids) + len(own))
+        ids += own + own[-1:] * (most - len(own))
+    return Rows(ids, real)
+
+
+class OwnRows(transformers.LogitsProcessor):
+    """Apply noise to the rows with a prompt of their own; end the others at once."""
+
+    def __init__(self, own: list[int], end: int, noise=None):
+        self.own = own
+        self.end = end
+        self.noise = noise
+
+    def __call__(self, input_ids, scores):
+        """Process one step's scores, (V * B, vocabulary)."""
+        own = scores[self.own]
+        if self.noise:
+            own = self.noise(input_ids[self.own], own)
+        processed = torch.full_like(scores, float("-inf"), dtype=own.dtype)
+        processed[:, self.end] = 0.0
+        processed[self.own] = own
+        return processed
+
+
+def read_reply(tokenizer, tokens: list[int], end: int) -> Reply:
+    """Read a reply up to its end of turn, which it lacks if it was cut off."""
+    whole = end in tokens
+    if whole:
+        tokens = tokens[: tokens.index(end)]
+    text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return Reply(text, whole)
+
+
+# ------------------------------------------------------------------------------
+# Training
 
 
 class Packed(NamedTuple):

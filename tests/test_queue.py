@@ -1,0 +1,229 @@
+"""Several processes at one output: the bytes are those of one, whatever their number and whoever is killed.
+
+Processes are forked from one that has imported everything (forked.py), and are told their numbers as torchrun tells
+them; its store is in the test's own process. The last tests start the real torchrun.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch import distributed
+
+import common
+from conftest import MODEL
+from forked import forked_python
+from shapes import world
+
+ROOT = Path(__file__).parent.parent
+N_VIDEOS = 7  # so that the last batch of four is not full
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """The tiny world, of which seven videos are asked about and three are a benchmark."""
+    directory = tmp_path_factory.mktemp("world")
+    world.write_split(directory, "round1", N_VIDEOS, seed=0)
+    world.write_split(directory, "dev", 3, seed=0)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "PATIENCE", 1)  # seconds, in the processes as well
+        with forked_python(tmp_path_factory.mktemp("python")) as environment:
+            yield environment
+
+
+class Processes:
+    """n processes of one command, as torchrun starts them."""
+
+    def __init__(self, environment, n, words, words_of_others=None, **told):
+        self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.processes = []
+        for rank in range(n):
+            told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
+            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            process = subprocess.Popen(
+                ["python", *map(str, words_of_others if rank and words_of_others else words)],
+                cwd=ROOT,
+                env=environment | {name: str(value) for name, value in told.items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.processes.append(process)
+
+    def wait(self):
+        """Wait for all -> (exit code, what it printed) of each."""
+        printed = [process.communicate(timeout=120)[0] for process in self.processes]
+        return [(process.returncode, text) for process, text in zip(self.processes, printed)]
+
+
+def run(environment, n, words):
+    """Run a command in n processes, all of which must end well -> what the first one printed."""
+    ended = Processes(environment, n, words).wait()
+    assert [code for code, _ in ended] == [0] * n, ended
+    assert [text for _, text in ended[1:]] == [""] * (n - 1)  # the first one speaks for all
+    return ended[0][1]
+
+
+def commands(videos, directory, size):
+    """The four stages that answer, one after another: {output: command}."""
+    common_options = ["--model", MODEL, "--devices", "cpu", "--videos-per-batch", size]
+    stages = [
+        ("generate.py", videos / "round1", "responses.jsonl", []),
+        ("critique.py", directory / "responses.jsonl", "critiques.jsonl", []),
+        ("refine.py", directory / "critiques.jsonl", "pairs.jsonl", []),
+        ("evaluate.py", videos / "dev", "eval", ["--benchmark", "shapes"]),
+    ]
+    for stage, input, output, more in stages:
+        yield output, [stage, *common_options, "--input", input, "--output", directory / output, *more]
+
+
+def run_all(environment, n, videos, directory, size):
+    """Run all stages -> the bytes of their outputs."""
+    written = {}
+    for output, words in commands(videos, directory, size):
+        run(environment, n, words)
+        path = directory / output
+        written[output] = (path / "predictions.jsonl" if path.is_dir() else path).read_bytes()
+    return written
+
+
+@pytest.fixture(scope="module", params=[1, 4], ids=["V=1", "V=4"])
+def of_one(request, environment, videos, tmp_path_factory):
+    """What one process writes, with V videos at a time -> (V, {output: bytes})."""
+    directory = tmp_path_factory.mktemp("one")
+    return request.param, run_all(environment, 1, videos, directory, request.param)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_processes_write_what_one_writes(n, of_one, environment, videos, tmp_path):
+    size, written = of_one
+    assert run_all(environment, n, videos, tmp_path, size) == written
+    assert written["responses.jsonl"].count(b"\n") == 6 * N_VIDEOS
+
+
+def test_shards_are_joined_to_what_one_process_writes(of_one, environment, videos, tmp_path):
+    size, written = of_one
+    output, words = next(commands(videos, tmp_path, size))
+    parts = []
+    for number in range(2):
+        parts.append(tmp_path / f"{number}.jsonl")
+        shard = [parts[-1] if word == tmp_path / output else word for word in words]
+        run(environment, 1, [*shard, "--shard", f"{number}/2"])
+    run(environment, 1, ["-m", "tools.join", *reversed(parts), "--output", tmp_path / output])
+    assert (tmp_path / output).read_bytes() == written[output]
+    assert run(environment, 1, words) == f"{tmp_path / output} is finished; nothing to do\n"
+
+
+# ------------------------------------------------------------------------------
+# What is refused
+
+
+def ends_with(ended, message):
+    """Whether the last process, and no other, ends with this message."""
+    return message in ended[-1][1] and not any(message in text for _, text in ended[:-1])
+
+
+def test_a_process_that_reads_another_model_is_refused_by_name(environment, videos, tmp_path):
+    _, words = next(commands(videos, tmp_path, 1))
+    other = tmp_path / "other"
+    shutil.copytree(MODEL, other)
+    (other / "config.json").write_text((MODEL / "config.json").read_text() + " ")
+    others = [other if word == MODEL else word for word in words]
+    group = Processes(environment, 2, words, others)
+    group.processes[1].wait(60)
+    group.processes[0].terminate()  # as torchrun does
+    assert ends_with(group.wait(), "process 1, reads other files than process 0: its model differs")
+
+
+def test_a_process_without_the_videos_is_refused_by_name(environment, videos, tmp_path):
+    responses, words = next(commands(videos, tmp_path, 1))
+    run(environment, 1, words)
+    words = ["critique.py", "--model", MODEL, "--devices", "cpu", "--input", tmp_path / responses]
+    words += ["--output", tmp_path / "critiques.jsonl", "--videos"]
+    group = Processes(environment, 2, [*words, videos / "round1"], [*words, tmp_path / "not mounted"])
+    group.processes[1].wait(60)
+    group.processes[0].terminate()
+    assert ends_with(group.wait(), "not mounted: no such directory")
+
+
+def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, videos, tmp_path):
+    _, words = next(commands(videos, tmp_path, 1))
+    group = Processes(environment, 2, words)
+    while not (tmp_path / "responses.jsonl").exists():
+        time.sleep(0.05)
+    for process in group.processes:
+        process.terminate()  # as torchrun does when one was killed
+    for code, text in group.wait():
+        assert code == 130
+        assert "stopped: the same command resumes: torchrun --standalone --nproc-per-node 2 generate.py" in text
+
+
+def test_restarts_by_torchrun_are_refused_with_the_loop_that_does_it(environment, videos, tmp_path):
+    _, words = next(commands(videos, tmp_path, 1))
+    [(code, text), *_] = Processes(environment, 2, words, TORCHELASTIC_MAX_RESTARTS=3).wait()
+    assert code == 1
+    assert "until torchrun --standalone --nproc-per-node 2 generate.py" in text
+    assert text.rstrip().endswith("; do sleep 5; done")
+
+
+def test_one_process_trains(environment, tmp_path):
+    words = ["dpo.py", "--model", MODEL, "--input", tmp_path / "pairs.jsonl", "--output", tmp_path / "model"]
+    assert "one process trains: start dpo.py by python" in Processes(environment, 2, words).wait()[0][1]
+
+
+# ------------------------------------------------------------------------------
+# Kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_processes_lose_nothing(seed, of_one, environment, videos, tmp_path):
+    """A process is killed at a random moment, and the others, as torchrun does it; then another number resumes."""
+    size, written = of_one
+    draw = random.Random(seed)
+    for output, words in commands(videos, tmp_path, size):
+        n_killed = 0
+        while n_killed < 3:
+            group = Processes(environment, draw.randint(1, 3), words)
+            time.sleep(draw.uniform(0.5, 4.0))
+            victim = draw.choice(group.processes)
+            is_over = victim.poll() is not None
+            for process in [victim, *group.processes]:
+                os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+            group.wait()
+            n_killed += 1
+            if is_over:
+                break
+        run(environment, draw.randint(1, 3), words)
+        path = tmp_path / output
+        assert (path / "predictions.jsonl" if path.is_dir() else path).read_bytes() == written[output]
+
+
+# ------------------------------------------------------------------------------
+# The real torchrun
+
+
+def torchrun(*options):
+    return [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
+
+
+def test_the_real_torchrun(of_one, videos, tmp_path):
+    size, written = of_one
+    if size == 4:
+        pytest.skip("once is enough")
+    output, words = next(commands(videos, tmp_path, size))
+    command = torchrun("--standalone", "--nproc-per-node", 2, *words)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / output).read_bytes() == written[output]
