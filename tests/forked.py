@@ -32,6 +32,7 @@ TOLD = (
 CLIENT = """#!{python} -SE
 import json, os, signal, socket, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the forked process says what becomes of Ctrl-C
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     told = {{name: os.environ[name] for name in {told!r} if name in os.environ}}
@@ -85,6 +86,7 @@ def run(connection) -> int:
     os.setpgid(0, command["group"])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     tqdm.set_lock(threading.RLock())  # its own: of those that share one, a killed process would leave it locked
     os.chdir(command["directory"])
     os.environ.update(command["told"])

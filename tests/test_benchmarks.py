@@ -906,6 +906,19 @@ def test_when_missing_videos_have_arrived_only_these_are_asked_about(run, late, 
     assert differ == {"arguments"}  # by --output
 
 
+def test_a_batch_that_lacked_a_video_is_decoded_again_as_a_whole(run, late, monkeypatch):
+    """What is decoded together decides the last bits: so the rows are those of a run that had all videos."""
+    first, kept = late
+    together = ["--videos-per-batch", "4"]
+    directory = run("nextqa_late", "eval", "--partial", *together)
+    kept.rename(first)
+    asked = count_asked(monkeypatch)
+    run("nextqa_late", "eval", *together)
+    assert asked == [4]
+    fresh = run("nextqa_late", "fresh", *together)
+    assert (directory / "predictions.jsonl").read_bytes() == (fresh / "predictions.jsonl").read_bytes()
+
+
 def test_a_benchmark_without_any_of_its_videos_is_refused(run, small, tmp_path, monkeypatch):
     shutil.copy(small["nextqa"] / "test.csv", tmp_path)
     monkeypatch.setitem(small, "nextqa_empty", tmp_path)

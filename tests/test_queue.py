@@ -58,8 +58,15 @@ class Processes:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                process_group=0,  # in which the forked process is as well
             )
             self.processes.append(process)
+
+    def send(self, signal, processes=None):
+        """Send a signal to all processes, or to some."""
+        for process in processes or self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal)
 
     def wait(self):
         """Wait for all -> (exit code, what it printed) of each."""
@@ -142,7 +149,7 @@ def test_a_process_that_reads_another_model_is_refused_by_name(environment, vide
     others = [other if word == MODEL else word for word in words]
     group = Processes(environment, 2, words, others)
     group.processes[1].wait(60)
-    group.processes[0].terminate()  # as torchrun does
+    group.send(signal.SIGTERM)  # as torchrun does
     assert ends_with(group.wait(), "process 1, reads other files than process 0: its model differs")
 
 
@@ -153,17 +160,18 @@ def test_a_process_without_the_videos_is_refused_by_name(environment, videos, tm
     words += ["--output", tmp_path / "critiques.jsonl", "--videos"]
     group = Processes(environment, 2, [*words, videos / "round1"], [*words, tmp_path / "not mounted"])
     group.processes[1].wait(60)
-    group.processes[0].terminate()
+    group.send(signal.SIGTERM)
     assert ends_with(group.wait(), "not mounted: no such directory")
 
 
 def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, videos, tmp_path):
     _, words = next(commands(videos, tmp_path, 1))
     group = Processes(environment, 2, words)
+    deadline = time.monotonic() + 60
     while not (tmp_path / "responses.jsonl").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    for process in group.processes:
-        process.terminate()  # as torchrun does when one was killed
+    group.send(signal.SIGTERM)  # as torchrun does when one was killed
     for code, text in group.wait():
         assert code == 130
         assert "stopped: the same command resumes: torchrun --standalone --nproc-per-node 2 generate.py" in text
@@ -199,8 +207,8 @@ def test_killed_processes_lose_nothing(seed, of_one, environment, videos, tmp_pa
             time.sleep(draw.uniform(0.5, 4.0))
             victim = draw.choice(group.processes)
             is_over = victim.poll() is not None
-            for process in [victim, *group.processes]:
-                os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+            group.send(signal.SIGKILL, [victim])
+            group.send(signal.SIGTERM)
             group.wait()
             n_killed += 1
             if is_over:
