@@ -51,7 +51,7 @@ def run(main):
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except torch.distributed.DistError as error:  # torchrun was killed: its store is gone
-        end_stopped(f"torchrun does not answer ({first_line(error)}); the same command resumes", 1)
+        end_stopped(f": torchrun does not answer ({first_line(error)});", 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -62,12 +62,12 @@ def run(main):
             "output); fewer or shorter rows about one video. The same command resumes"
         )
     except KeyboardInterrupt:
-        end_stopped("the same command resumes", 130)
+        end_stopped(";", 130)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         sys.exit(1)
     except (OSError, safetensors.SafetensorError) as error:
-        end_stopped(f"{error}. Once this is fixed, the same command resumes", 1)
+        end_stopped(f": {error}. Once this is fixed,", 1)
 
 
 def end_stopped(reason: str, code: int):
@@ -76,7 +76,7 @@ def end_stopped(reason: str, code: int):
     Of several processes on a machine two say it: one of them may be the one that was killed.
     """
     if process().local_rank < 2:
-        print(f"\nstopped: {reason}: {command()}", file=sys.stderr)
+        print(f"\nstopped{reason} the same command resumes: {command()}", file=sys.stderr)
     sys.exit(code)
 
 

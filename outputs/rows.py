@@ -199,6 +199,7 @@ class Output:
         if any("error" in row for row in rows):
             n_bad = len({row["video"] for row in [*self.rows, *rows] if "error" in row})
             if n_bad > self.most_bad:
+                self.close_progress()
                 self.check_something_is_readable(rows)
         if self.replaces:
             clear(self.path, self.meta)
@@ -216,6 +217,11 @@ class Output:
                 f"their errors are in {self.path} under `error`. Once they can be read, "
                 "--retry-unreadable reads them again"
             )
+
+    def close_progress(self):
+        """Leave the progress bar as it is, so that what is printed next stands below it."""
+        if self.progress:
+            self.progress.close()
 
     def check_something_is_readable(self, rows: list[dict]):
         """Raise InputError if no video could be read so far: most likely a path is mistyped.
@@ -255,8 +261,7 @@ class Output:
         self.collect()
         if not self.queue.is_first:
             return
-        if self.progress:
-            self.progress.close()
+        self.close_progress()
         if self.replaces:
             clear(self.path, self.meta)
         self.path.touch()

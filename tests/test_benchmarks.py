@@ -772,7 +772,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(run, monkeypatch):
         patch.setattr(outputs.Output, "write", interrupted)
         run("mvbench", "interrupted")
     interrupted = whole.parent / "interrupted"
-    assert len(common.read_jsonl(interrupted / "predictions.jsonl")) == 6
+    assert len(common.read_jsonl(interrupted / "predictions.jsonl")) == 8  # of the first video
     assert not (interrupted / "results.json").exists()
     with pytest.raises(common.InputError, match="unfinished"):  # half a run has no score
         run("mvbench", "interrupted", "--rescore")

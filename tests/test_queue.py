@@ -174,7 +174,7 @@ def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, vid
     group.send(signal.SIGTERM)  # as torchrun does when one was killed
     for code, text in group.wait():
         assert code == 130
-        assert "stopped: the same command resumes: torchrun --standalone --nproc-per-node 2 generate.py" in text
+        assert "stopped; the same command resumes: torchrun --standalone --nproc-per-node 2 generate.py" in text
 
 
 def test_restarts_by_torchrun_are_refused_with_the_loop_that_does_it(environment, videos, tmp_path):
