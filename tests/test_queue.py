@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -105,14 +106,17 @@ def run_all(environment, n, videos, directory, size):
     return written
 
 
-@pytest.fixture(scope="module", params=[1, 4], ids=["V=1", "V=4"])
+only_slowly = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[4, pytest.param(1, marks=only_slowly)], ids="V={}".format)
 def of_one(request, environment, videos, tmp_path_factory):
     """What one process writes, with V videos at a time -> (V, {output: bytes})."""
     directory = tmp_path_factory.mktemp("one")
     return request.param, run_all(environment, 1, videos, directory, request.param)
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=only_slowly)])
 def test_several_processes_write_what_one_writes(n, of_one, environment, videos, tmp_path):
     size, written = of_one
     assert run_all(environment, n, videos, tmp_path, size) == written
@@ -167,10 +171,7 @@ def test_a_process_without_the_videos_is_refused_by_name(environment, videos, tm
 def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, videos, tmp_path):
     _, words = next(commands(videos, tmp_path, 1))
     group = Processes(environment, 2, words)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "responses.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(tmp_path / "responses.jsonl")
     group.send(signal.SIGTERM)  # as torchrun does when one was killed
     for code, text in group.wait():
         assert code == 130
@@ -194,7 +195,7 @@ def test_one_process_trains(environment, tmp_path):
 # Kills
 
 
-@pytest.mark.slow
+@only_slowly
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_processes_lose_nothing(seed, of_one, environment, videos, tmp_path):
     """A process is killed at a random moment, and the others, as torchrun does it; then another number resumes."""
@@ -228,10 +229,59 @@ def torchrun(*options):
 
 def test_the_real_torchrun(of_one, videos, tmp_path):
     size, written = of_one
-    if size == 4:
+    if size == 1:
         pytest.skip("once is enough")
     output, words = next(commands(videos, tmp_path, size))
     command = torchrun("--standalone", "--nproc-per-node", 2, *words)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / output).read_bytes() == written[output]
+
+
+@only_slowly
+def test_two_nodes(of_one, videos, tmp_path):
+    """Two agents on one machine, as on two: each starts its own processes."""
+    size, written = of_one
+    output, words = next(commands(videos, tmp_path, size))
+    nodes = ["--nnodes", 2, "--master-addr", "127.0.0.1", "--master-port", free_port()]
+    agents = []
+    for rank in range(2):
+        command = torchrun(*nodes, "--node-rank", rank, "--nproc-per-node", 1, *words)
+        agents.append(subprocess.Popen(command, cwd=ROOT))
+    assert [agent.wait(300) for agent in agents] == [0, 0]
+    assert (tmp_path / output).read_bytes() == written[output]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@only_slowly
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_torchrun_is_stopped_or_killed(stop, of_one, videos, tmp_path):
+    """Its processes end as well, and the command that resumes is said."""
+    size, written = of_one
+    output, words = next(commands(videos, tmp_path, size))
+    command = torchrun("--standalone", "--nproc-per-node", 2, *words)
+    agent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / output)
+    agent.send_signal(stop)
+    _, said = agent.communicate(timeout=120)  # until its processes have closed the pipe, too
+    if not is_finished(tmp_path / output):
+        assert "the same command resumes: torchrun --standalone --nproc-per-node 2 generate" in said
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / output).read_bytes() == written[output]
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_finished(output):
+    [finished] = common.read_keys(common.meta_path(output), "finished")
+    return bool(finished)

@@ -757,7 +757,7 @@ def bench_batches(directory, args) -> dict:
         seconds = statistics.median(figure.seconds)
         bound = n_videos * (weights + cache) / (weights + n_videos * cache)
         print(
-            f"{n_videos:<14}{(ANSWER_WORDS + 1) / seconds:10.0f}{one / seconds:9.2f}x"
+            f"{n_videos:<14}{ANSWER_WORDS / seconds:10.0f}{one / seconds:9.2f}x"
             f"{bound:19.2f}x{figure.GiB:10.2f}"
         )
     return to_json(figures)
