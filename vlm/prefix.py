@@ -260,24 +260,15 @@ def decode(
     room = limits.check_room(model.config, tokenizer, n_video, all_ids)
     cache = share_caches(model, videos)
     rows = lay_out(prompt_ids)
-
-    # Prompts are padded on the left, so that all answers start in the same column
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row, device=model.device) for row in rows.ids],
-        batch_first=True,
-        padding_value=-1,
-        padding_side="left",
-    )  # (V * B, longest prompt)
-    is_prompt = ids >= 0
-    mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)  # (V * B, P + longest)
     [end] = encode_branch(tokenizer, "").answer  # an empty answer is the end of turn alone
+    ids, mask = pad(rows.ids, n_video, end, model.device)
 
     processors = transformers.LogitsProcessorList()
     if noise or len(rows.own) < len(rows.ids):
         processors.append(OwnRows(rows.own, end, noise))
     out = model.generate(
-        input_ids=ids.where(is_prompt, end),
-        attention_mask=mask.long(),
+        input_ids=ids,
+        attention_mask=mask,
         past_key_values=cache,
         max_new_tokens=min(max_new_tokens, room),
         do_sample=False,
@@ -328,6 +319,23 @@ def lay_out(prompt_ids: list[list[list[int]]]) -> Rows:
         real += range(len(ids), len(ids) + len(own))
         ids += own + own[-1:] * (most - len(own))
     return Rows(ids, real)
+
+
+def pad(rows: list[list[int]], n_video: int, end: int, device):
+    """Pad prompts on the left, so that all answers start in the same column.
+
+    Returns:
+        ids (V * B, longest prompt), attention mask (V * B, P + longest prompt) with the video
+    """
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row, device=device) for row in rows],
+        batch_first=True,
+        padding_value=-1,
+        padding_side="left",
+    )  # (V * B, longest prompt)
+    is_prompt = ids >= 0
+    mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)
+    return ids.where(is_prompt, end), mask.long()
 
 
 class OwnRows(transformers.LogitsProcessor):
