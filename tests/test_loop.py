@@ -463,13 +463,13 @@ def test_a_wrong_option_of_dpo_is_refused_as_dpo_does(pool, monkeypatch, capsys)
 GIB = 2**30
 
 
-def plan_8b(*words, devices=("cuda:0",), monkeypatch):
+def plan_8b(*words, devices=("cuda:0",), processes=1, videos_per_batch=1, monkeypatch):
     """Plan a run of InternVL2.5-8B on GPUs that are not there."""
     config = transformers.InternVLConfig.from_pretrained(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
     fixture = str(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
     assert config.model_type == "internvl"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
-    args = argparse.Namespace(model=fixture, frames=None)
+    args = argparse.Namespace(model=fixture, frames=None, processes=processes, videos_per_batch=videos_per_batch)
     return needs.plan_memory(args, needs.parse_training(args, list(words)))
 
 
@@ -501,7 +501,7 @@ def test_the_examples_in_its_docstrings_are_true():
 
 
 def test_finished_rounds_need_no_disk_any_more(tmp_path, monkeypatch, capsys):
-    plan = needs.Plan(["cpu"], [], n_trained=GIB, saved=5 * GIB)
+    plan = needs.Plan({}, {}, n_trained=GIB, saved=5 * GIB)
     args = argparse.Namespace(run=tmp_path / "run", rounds=2)
     free = 10 * GIB
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free))
@@ -522,10 +522,10 @@ def test_memory_is_what_the_memory_tool_says_and_a_tenth_is_left_free(monkeypatc
     plan = plan_8b("--activation-checkpointing", devices=("cuda:0", "cuda:1"), monkeypatch=monkeypatch)
     fixture = str(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
     config = transformers.InternVLConfig.from_pretrained(fixture)
-    assert plan.rows == memory.plan(
-        config, ["cuda:0", "cuda:1"], memory.parse_args([fixture, "--activation-checkpointing"])
-    )
-    training = max(row.training for row in plan.rows)  # 90.1 GiB, as docs/real-models.md has it
+    rows = memory.plan(config, ["cuda:0", "cuda:1"], memory.parse_args([fixture, "--activation-checkpointing"]))
+    assert list(plan.training.values()) == [row.training for row in rows]
+    assert list(plan.answering.values()) == [row.answering for row in rows]
+    training = max(plan.training.values())  # 90.1 GiB, as docs/real-models.md has it
     args = argparse.Namespace(model=fixture)
     for size, n_warnings in ((training / 0.9 + 1, 0), (training / 0.9 - GIB, 1), (GIB, 2)):
         monkeypatch.setattr(needs, "measure_device", lambda device, size=size: size)
@@ -534,6 +534,20 @@ def test_memory_is_what_the_memory_tool_says_and_a_tenth_is_left_free(monkeypatc
     assert said.startswith(
         "memory, GiB: answering 8.35, training 90.08 (calculated, on the fullest device); the smallest"
     )
+
+
+def test_each_of_several_processes_answers_with_its_share_of_the_devices(monkeypatch):
+    devices = [f"cuda:{number}" for number in range(4)]
+    alone = plan_8b(devices=devices[:2], monkeypatch=monkeypatch).answering
+    [first, second] = plan_8b(devices=devices, processes=2, monkeypatch=monkeypatch).answering.items()
+    assert [first, second] == list(alone.items())  # two processes, over two of four devices each
+
+    [weights_and_cache] = plan_8b(devices=devices, processes=4, monkeypatch=monkeypatch).answering.values()
+    [four_caches] = plan_8b(
+        devices=devices, processes=4, videos_per_batch=4, monkeypatch=monkeypatch
+    ).answering.values()
+    cache = 32 * 2 * 8 * 128 * 2 * 32 * (256 + 8)  # layers x keys, values x heads x size x bytes x tokens
+    assert four_caches - weights_and_cache == 3 * cache
 
 
 def test_the_tiny_world_needs_three_lines(pool, monkeypatch, capsys):

@@ -28,6 +28,7 @@ def options(**changed):
         "pairs": 6,
         "question_tokens": 40,
         "answer_tokens": 100,
+        "videos_per_batch": 1,
         "videos_per_step": 8,
         "activation_checkpointing": False,
         "tune": "full",
@@ -54,6 +55,8 @@ def test_internvl2_5_8b_by_hand():
     assert row.weights == pytest.approx(2 * 8.08e9, rel=2e-3)
     # layers x keys and values x heads x their size x bytes x frames x tokens
     assert row.cache == 32 * 2 * 8 * 128 * 2 * 32 * (256 + 8)
+    [row_of_four] = plan_8b(1, videos_per_batch=4)
+    assert row_of_four.answering == row.answering + 3 * row.cache
 
 
 def test_lora_by_hand():

@@ -357,7 +357,7 @@ def gpus(monkeypatch):
 
 def ask_for(**changed):
     """The options of an answering stage that are looked at before a model is loaded."""
-    options = {"model": MODEL, "devices": None, "dtype": None, "frames": None, "shard": "0/1"}
+    options = {"model": MODEL, "devices": None, "dtype": None, "frames": None, "videos_per_batch": 1}
     return argparse.Namespace(**options | changed)
 
 
@@ -368,6 +368,7 @@ def test_answering_is_the_weights_and_the_cache_of_a_video_by_hand(tmp_path):
     cache = 4 * 2 * 128 * 8 * (16 + 8)
     assert placement.count_answering(MODEL, config, 8, torch.bfloat16) == 2 * (n_weights + cache)
     assert placement.count_answering(MODEL, config, 8, torch.float32) == 4 * (n_weights + cache)
+    assert placement.count_answering(MODEL, config, 8, torch.float32, 3) == 4 * (n_weights + 3 * cache)
 
     model = vlm.load_model(MODEL, ["cpu"])
     vlm.add_lora(model.model.language_model.layers, 2, 4)
@@ -379,9 +380,15 @@ def test_answering_is_the_weights_and_the_cache_of_a_video_by_hand(tmp_path):
 def test_it_counts_what_the_memory_tool_counts():
     config = transformers.InternVLConfig.from_pretrained(MODEL)
     options = {"dtype": "bfloat16", "frames": 8, "pairs": 6, "question_tokens": 40, "answer_tokens": 100}
-    options |= {"videos_per_step": 8, "activation_checkpointing": False, "tune": "full", "lora_rank": 16}
+    options |= {
+        "videos_per_step": 8,
+        "activation_checkpointing": False,
+        "tune": "full",
+        "lora_rank": 16,
+        "videos_per_batch": 2,
+    }
     [row] = memory.plan(config, ["cuda:0"], argparse.Namespace(**options))
-    assert placement.count_answering(MODEL, config, 8, torch.bfloat16) == row.answering
+    assert placement.count_answering(MODEL, config, 8, torch.bfloat16, 2) == row.answering
 
 
 def test_one_process_a_gpu_is_said_to_be_faster_where_the_model_fits_on_the_smallest(gpus, capsys):
@@ -403,19 +410,19 @@ def test_one_process_a_gpu_is_said_to_be_faster_where_the_model_fits_on_the_smal
 
 @pytest.mark.parametrize(
     "changed, said",
-    [({}, True), ({"shard": "1/2"}, True), ({"devices": "cuda:0"}, False), ({"ask": "what is there?"}, False)],
+    [({}, True), ({"devices": "cuda:0"}, False), ({"ask": "what is there?"}, False)],
 )
-def test_it_is_said_by_stages_that_can_be_sharded_and_take_all_gpus(gpus, monkeypatch, capsys, changed, said):
+def test_it_is_said_by_stages_that_answer_and_take_all_gpus(gpus, monkeypatch, capsys, changed, said):
     gpus(80 * GIB, 80 * GIB)
     monkeypatch.setattr(placement, "load_model", lambda *arguments: "a model")
     placement.load(ask_for(**changed))
     assert ("faster is one process a GPU" in capsys.readouterr().out) == said
 
 
-def test_dpo_which_has_no_shards_says_nothing_of_them(gpus, monkeypatch, capsys):
+def test_dpo_which_does_not_answer_says_nothing_of_it(gpus, monkeypatch, capsys):
     gpus(80 * GIB, 80 * GIB)
     monkeypatch.setattr(placement, "load_model", lambda *arguments: "a model")
     args = ask_for()
-    del args.shard
+    del args.videos_per_batch
     placement.load(args)
     assert capsys.readouterr().out == ""

@@ -112,7 +112,11 @@ done
 # What is run
 
 answer=(python)  # starts a stage that answers
-((processes == 1)) || answer=(torchrun --standalone --nproc-per-node "$processes")
+several=()  # how tools.needs is told of it
+if ((processes > 1)); then
+  answer=(torchrun --standalone --nproc-per-node "$processes")
+  several=(--processes "$processes")
+fi
 common=("${frames[@]}" "${prompts[@]}" "${batches[@]}")  # options of all stages that answer
 
 # Print a command, then run it
@@ -174,8 +178,8 @@ stop_scoring() {
 trap stop_scoring EXIT
 
 call python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
-  --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" \
-  ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
+  --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" "${batches[@]}" \
+  "${several[@]}" ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
 start_scoring "$model" "$run/base"
 for ((round = 1; round <= rounds; round++)); do
   echo "# round $round"

@@ -14,7 +14,7 @@ activations    the language model runs forward on torch's meta device, where
 training       the larger of two moments: the end of the forward pass, and
                AdamW's step, when the activations are gone, but 4 more bytes a
                trained weight are needed
-answering      weights and the cache of one video
+answering      weights, and the cache of --videos-per-batch videos
 
 Not counted: the activations of answering, gradients of activations, the CUDA
 context, fragmentation, buffers of kernels. Leave a tenth of the memory free
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     optimizer: int  # AdamW's float32 masters, their gradients, and two moments
     activations: int
     training: int
-    cache: int  # of one video that is asked about
+    cache: int  # of the videos that are asked about together
 
     @property
     def answering(self) -> int:
@@ -80,7 +80,8 @@ def plan(config, devices: list[str], args) -> list[Row]:
         weights = [weight for name, weight in model.named_parameters() if place(name) == device]
         n_layers = device_numbers.count(number)
         activations = sum_activations(sizes, n_layers, number, len(devices), args)
-        rows.append(make_row(weights, n_layers, activations, n_layers * sizes.cache))
+        cache = args.videos_per_batch * n_layers * sizes.cache
+        rows.append(make_row(weights, n_layers, activations, cache))
     return rows
 
 
@@ -355,6 +356,14 @@ def parse_args(words: list[str] | None = None):
     )
     data.add_argument(
         "--answer-tokens", type=at_least_one, metavar="N", default=100, help="tokens of an answer"
+    )
+
+    parser.add_argument_group("answering").add_argument(
+        "--videos-per-batch",
+        type=at_least_one,
+        metavar="V",
+        default=1,
+        help="videos whose answers are decoded together",
     )
 
     training = parser.add_argument_group("training, as in dpo.py")

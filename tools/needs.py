@@ -39,6 +39,8 @@ from vlm import families, placement
 
 GIB = 2**30
 USABLE = 0.9  # share of a device's memory: tools.memory says what it does not count
+ANSWERING_HELPS = "fewer --frames, --videos-per-batch or --processes, or more GPUs"
+TRAINING_HELPS = "-- --activation-checkpointing, -- --tune lora, or more GPUs"
 
 
 def main():
@@ -175,8 +177,8 @@ def find_changed_pool(drawn: dict, pool: list[Path]) -> list[str]:
 class Plan(NamedTuple):
     """What tools.memory calculates for a run."""
 
-    devices: list[str]
-    rows: list[memory.Row]  # one for each device
+    answering: dict[str, int]  # device: bytes that an answering process needs there
+    training: dict[str, int]
     n_trained: int  # weights
     saved: int  # bytes of the model of a round
 
@@ -194,44 +196,64 @@ def plan_memory(args, training) -> Plan:
     dtype = training.dtype or ("float32" if on_cpu else "bfloat16")
 
     config = transformers.InternVLConfig.from_pretrained(vlm.find_base(args.model))
-    rank = vlm.read_adapter(args.model).rank or training.lora_rank or dpo.LORA_RANK
-    options = ["--dtype", dtype, "--tune", training.tune, "--lora-rank", rank]
-    options += ["--frames", families.choose_n_frames(training.frames, config)]
-    options += ["--videos-per-step", training.videos_per_step]
-    if training.activation_checkpointing:
-        options.append("--activation-checkpointing")
-    words = [args.model, *options]
-    rows = memory.plan(config, devices, memory.parse_args([str(word) for word in words]))
+    options = memory.parse_args(list_options(args, training, config, dtype))
+    rows = memory.plan(config, devices, options)
+    answering_bytes = plan_answering(config, devices, args.processes, options)
+    training_bytes = {device: row.training for device, row in zip(devices, rows)}
 
     gradients = sum(row.gradients for row in rows)  # factors are float32 whatever the weights are
     if training.tune == "lora":
-        return Plan(devices, rows, gradients // 4, gradients)
+        return Plan(answering_bytes, training_bytes, gradients // 4, gradients)
     itemsize = getattr(torch, dtype).itemsize
-    return Plan(devices, rows, gradients // itemsize, sum(row.weights for row in rows))
+    weights = sum(row.weights for row in rows)
+    return Plan(answering_bytes, training_bytes, gradients // itemsize, weights)
+
+
+def list_options(args, training, config, dtype: str) -> list[str]:
+    """List the options of tools.memory that say what the run does."""
+    rank = vlm.read_adapter(args.model).rank or training.lora_rank or dpo.LORA_RANK
+    options = [args.model, "--dtype", dtype, "--tune", training.tune, "--lora-rank", rank]
+    options += ["--frames", families.choose_n_frames(training.frames, config)]
+    options += ["--videos-per-batch", args.videos_per_batch]
+    options += ["--videos-per-step", training.videos_per_step]
+    if training.activation_checkpointing:
+        options.append("--activation-checkpointing")
+    return [str(option) for option in options]
+
+
+def plan_answering(config, devices: list[str], n_processes: int, options) -> dict[str, int]:
+    """Calculate the bytes that answering needs, by device.
+
+    Of several processes each takes its share of the GPUs: the first one's is calculated. On a CPU
+    each of them has a model in the same memory.
+    """
+    share = devices[: max(1, len(devices) // n_processes)]
+    rows = memory.plan(config, share, options)
+    n_there = n_processes if share == ["cpu"] else 1
+    return {device: n_there * row.answering for device, row in zip(share, rows)}
 
 
 def tell_memory(args, plan: Plan) -> list[str]:
     """Print what answering and training need beside what the devices have -> warnings."""
-    there = [measure_device(device) for device in plan.devices]
-    answering = [row.answering for row in plan.rows]
-    training = [row.training for row in plan.rows]
-    where = "the machine" if plan.devices == ["cpu"] else plan.devices[0]
-    if len(plan.devices) > 1:
-        where = f"the smallest of {len(plan.devices)} devices"
+    there = {device: measure_device(device) for device in plan.training}
+    [where, *others] = plan.training
+    if others:
+        where = f"the smallest of {len(there)} devices"
     print(
-        f"memory, GiB: answering {max(answering) / GIB:.2f}, training {max(training) / GIB:.2f} "
-        f"(calculated, on the fullest device); {where} has {min(there) / GIB:.1f}"
+        f"memory, GiB: answering {max(plan.answering.values()) / GIB:.2f}, training "
+        f"{max(plan.training.values()) / GIB:.2f} (calculated, on the fullest device); "
+        f"{'the machine' if where == 'cpu' else where} has {min(there.values()) / GIB:.1f}"
     )
     warnings = []
     for what, needed, helps in (
-        ("answering", answering, "fewer --frames, or more GPUs"),
-        ("training", training, "-- --activation-checkpointing, -- --tune lora, or more GPUs"),
+        ("answering", plan.answering, ANSWERING_HELPS),
+        ("training", plan.training, TRAINING_HELPS),
     ):
-        for device, n_bytes, n_there in zip(plan.devices, needed, there):
-            if n_bytes > USABLE * n_there:
+        for device, n_bytes in needed.items():
+            if n_bytes > USABLE * there[device]:
                 warnings.append(
                     f"{what} needs {n_bytes / GIB:.1f} GiB on {device}, which has "
-                    f"{n_there / GIB:.1f}, of which a tenth should be left free; what helps: "
+                    f"{there[device] / GIB:.1f}, of which a tenth should be left free; what helps: "
                     f"{helps} (python -m tools.memory {args.model})"
                 )
                 break  # one device says it
@@ -307,6 +329,14 @@ def parse_args():
         help="frames of a video (default: the checkpoint says it)",
     )
     add("--prompts", metavar="FILE", help="other prompts")
+    add("--processes", type=common.at_least(1), default=1, metavar="N", help="that answer")
+    add(
+        "--videos-per-batch",
+        type=common.at_least(1),
+        default=1,
+        metavar="V",
+        help="videos whose answers are decoded together",
+    )
     add("--benchmark", nargs=2, metavar=("NAME", "DIR"), help="what models are scored on")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)

@@ -47,8 +47,11 @@ def load(args):
     config = read_config(find_base(args.model))
     n_frames = choose_n_frames(args.frames, config)
     limits.check_frames(tokenizer, config, n_frames)
-    if hasattr(args, "shard") and not devices and not getattr(args, "ask", None):
-        tell_faster_way(count_answering(args.model, config, n_frames, dtype or torch.bfloat16))
+    answers = hasattr(args, "videos_per_batch")
+    if answers and not devices and not getattr(args, "ask", None):
+        dtype_there = dtype or torch.bfloat16
+        needed = count_answering(args.model, config, n_frames, dtype_there, args.videos_per_batch)
+        tell_faster_way(needed)
     return load_model(args.model, devices, dtype), tokenizer
 
 
@@ -86,8 +89,8 @@ def tell_faster_way(needed: int):
     )
 
 
-def count_answering(path, config, n_frames: int, dtype) -> int:
-    """Count the bytes of a model's weights and of one video's cache, from config and headers."""
+def count_answering(path, config, n_frames: int, dtype, n_videos: int = 1) -> int:
+    """Count the bytes of a model's weights and of its videos' caches, from config and headers."""
     n_bytes = 0
     for header in files.read_headers(find_base(path)).values():
         n_bytes += dtype.itemsize * sum(entry.shape.numel() for entry in header.values())
@@ -99,7 +102,7 @@ def count_answering(path, config, n_frames: int, dtype) -> int:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     n_tokens = n_frames * (config.image_seq_length + 8)  # 8: "Frame1: <img></img>\n"
     n_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * n_tokens
-    return n_bytes + dtype.itemsize * n_numbers
+    return n_bytes + n_videos * dtype.itemsize * n_numbers
 
 
 def load_tokenizer(path):
