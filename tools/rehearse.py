@@ -455,6 +455,7 @@ def calculate_needs(raw: dict, args, n_devices: int) -> Needs:
         pairs=len(ROWS),
         question_tokens=40,
         answer_tokens=40,
+        videos_per_batch=1,
         videos_per_step=1,
         activation_checkpointing=True,
     )
