@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+import common
 import dpo
 import prompts
 import vlm
@@ -426,3 +427,39 @@ def test_dpo_which_does_not_answer_says_nothing_of_it(gpus, monkeypatch, capsys)
     del args.videos_per_batch
     placement.load(args)
     assert capsys.readouterr().out == ""
+
+
+# ------------------------------------------------------------------------------
+# Several processes
+
+
+@pytest.mark.parametrize(
+    "n_gpus, n_processes, shares",
+    [
+        (8, 8, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+        (8, 4, [[0, 1], [2, 3], [4, 5], [6, 7]]),  # layers over two each
+        (5, 2, [[0, 1], [2, 3]]),  # the fifth is left over
+        (0, 2, [[], []]),  # on a CPU
+    ],
+)
+def test_each_process_takes_its_share_of_the_machines_gpus(gpus, monkeypatch, n_gpus, n_processes, shares):
+    gpus(*[80 * GIB] * n_gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_processes))
+    for rank, share in enumerate(shares):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert placement.list_own_gpus() == [f"cuda:{number}" for number in share]
+
+
+def test_more_processes_than_gpus_are_refused(gpus, monkeypatch):
+    gpus(80 * GIB, 80 * GIB)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(common.InputError, match="3 processes for 2 GPUs: at most --nproc-per-node 2"):
+        placement.list_own_gpus()
+
+
+def test_gpus_by_name_are_refused_under_torchrun(gpus, monkeypatch):
+    """All processes would take the same one."""
+    gpus(80 * GIB, 80 * GIB)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(common.InputError, match="--devices cuda:0: under torchrun every process takes its share"):
+        placement.load(ask_for(devices="cuda:0"))
