@@ -7,12 +7,13 @@ process, which alone writes, in order. So at every moment the output is the begi
 process would write: it can be resumed by any number of processes. There is no process group and no
 barrier: a process that is slow takes fewer batches.
 
-The store is torch.distributed's: `add` counts, `set` and `get` send a text (`get` waits for it).
+The store is torch.distributed's: `add` counts, `set` and `get` send a text.
 """
 
 import datetime
 import functools
 import json
+import time
 from collections.abc import Iterator
 
 from torch import distributed
@@ -49,7 +50,7 @@ class Queue:
         """Give what the first process says to all of them: facts, which JSON can hold."""
         if self.is_first:
             self.store.set("facts", json.dumps(facts))
-        return json.loads(self.store.get("facts"))
+        return self.wait_for("facts")
 
     def take(self, numbers: list[int]) -> Iterator[int]:
         """Take numbers, each of which no other process gets, until there is none left."""
@@ -69,6 +70,12 @@ class Queue:
 
     def receive(self, number: int) -> list[dict]:
         """Take the rows of a batch out of the mailbox; wait until they are there."""
-        rows = json.loads(self.store.get(f"{number}"))
+        rows = self.wait_for(f"{number}")
         self.store.delete_key(f"{number}")
         return rows
+
+    def wait_for(self, key: str):
+        """Wait until a key is there, and read it: not by `get` alone, which hears no signal."""
+        while not self.store.check([key]):
+            time.sleep(0.02)
+        return json.loads(self.store.get(key))

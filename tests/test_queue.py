@@ -46,8 +46,10 @@ def environment(tmp_path_factory):
 class Processes:
     """n processes of one command, as torchrun starts them."""
 
-    def __init__(self, environment, n, words, words_of_others=None, **told):
+    def __init__(self, environment, n, words, words_of_others=None, lost=None, **told):
         self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if lost:  # an output whose first batch was taken by a process that is not there any more
+            distributed.PrefixStore(str(lost), self.store).add("taken", 1)
         self.processes = []
         for rank in range(n):
             told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
@@ -176,6 +178,17 @@ def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, vid
     for code, text in group.wait():
         assert code == 130
         assert "stopped; the same command resumes: torchrun --standalone --nproc-per-node 2 generate.py" in text
+
+
+def test_a_process_that_waits_for_one_that_was_killed_can_be_stopped(environment, videos, tmp_path):
+    output, words = next(commands(videos, tmp_path, 1))
+    group = Processes(environment, 2, words, lost=tmp_path / output)
+    group.processes[1].wait(60)  # all other batches are made
+    time.sleep(2)
+    group.send(signal.SIGTERM)
+    code, text = group.wait()[0]
+    assert code == 130
+    assert "the same command resumes" in text
 
 
 def test_restarts_by_torchrun_are_refused_with_the_loop_that_does_it(environment, videos, tmp_path):
