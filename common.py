@@ -26,6 +26,7 @@ import numpy as np
 import safetensors
 import torch
 import transformers
+from tqdm import tqdm
 
 DEFAULT_FRAMES = 32  # of a video, if the model's config.json has no `num_frames`
 
@@ -44,10 +45,7 @@ def run(main):
     if hasattr(cv2, "setLogLevel"):  # another OpenCV is refused at the first video, by its name
         cv2.setLogLevel(2)  # errors alone
     try:
-        if process().n > 1:
-            run_as_one_of_several(main)
-        else:
-            main()
+        call(main)
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except torch.distributed.DistError as error:  # torchrun was killed: its store is gone
@@ -68,6 +66,18 @@ def run(main):
         sys.exit(1)
     except (OSError, safetensors.SafetensorError) as error:
         end_stopped(f": {error}. Once this is fixed,", 1)
+
+
+def call(main):
+    """Call a stage's main; whatever ends it, its progress bars end before that is said."""
+    try:
+        if process().n > 1:
+            run_as_one_of_several(main)
+        else:
+            main()
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def end_stopped(reason: str, code: int):
@@ -365,6 +375,15 @@ def replace(path, text: str):
 
 # ------------------------------------------------------------------------------
 # The command line
+
+
+bars = []  # all that were made
+
+
+def progress(*args, **options) -> tqdm:
+    """Make tqdm's progress bar, with a rate and the time that is left."""
+    bars.append(tqdm(*args, **options))
+    return bars[-1]
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

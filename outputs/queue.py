@@ -13,6 +13,7 @@ The store is torch.distributed's: `add` counts, `set` and `get` send a text.
 import datetime
 import functools
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ from torch import distributed
 
 import common
 
-FOR_EVER = datetime.timedelta(days=365)  # a process waits for the slowest one
+PATIENCE = datetime.timedelta(seconds=30)  # with the network, for each word to the store
 
 
 def connect():
@@ -32,10 +33,12 @@ def connect():
 
 @functools.cache
 def connect_to_torchrun():
-    """Connect once; a process waits there for the slowest one."""
-    store, _, _ = next(distributed.rendezvous("env://", timeout=FOR_EVER))
-    store.set_timeout(FOR_EVER)
-    return store
+    """Connect once, without waiting for other processes.
+
+    torchrun keeps the store itself, from before it starts them: where none answers, it was killed.
+    """
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return distributed.TCPStore(*address, wait_for_workers=False, timeout=PATIENCE)
 
 
 class Queue:

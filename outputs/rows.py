@@ -7,8 +7,6 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
-from tqdm import tqdm
-
 import common
 from outputs.begin import begin, clear, name_difference
 from outputs.queue import Queue
@@ -90,7 +88,7 @@ class Output:
         """Yield the batches that this process takes; the first one shows the progress of all."""
         n_videos = sum(len(self.batches[number]) for number in left)
         is_long = self.queue.is_first and n_videos > 1
-        self.progress = tqdm(total=n_videos, unit="video", disable=not is_long)
+        self.progress = common.progress(total=n_videos, unit="video", disable=not is_long)
         common.work_has_begun.set()
         for number in self.queue.take(left):
             yield self.batches[number]

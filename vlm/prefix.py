@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from tqdm import tqdm
 
 import common
 import media
@@ -178,10 +177,12 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
     """
     segments = [segment for [segment] in split_batches([group] for group in groups)]
     watched = watch(model, tokenizer, ([segment] for segment in segments), root, args)
-    with tqdm(total=len(segments), desc=desc, unit="video", disable=len(segments) < 2) as progress:
-        for shown in watched:
-            yield shown.parts.pop()  # not kept here: the last video would stay in memory
-            progress.update()
+    is_long = len(segments) > 1
+    progress = common.progress(total=len(segments), desc=desc, unit="video", disable=not is_long)
+    for shown in watched:
+        yield shown.parts.pop()  # not kept here: the last video would stay in memory
+        progress.update()
+    progress.close()
 
 
 def drop_unreadable(rows: list[dict], error: OSError):
