@@ -21,7 +21,7 @@ from torch import distributed
 
 import common
 
-PATIENCE = datetime.timedelta(seconds=30)  # with the network, for each word to the store
+TIMEOUT = datetime.timedelta(seconds=30)  # of each word to the store
 
 
 def connect():
@@ -38,15 +38,15 @@ def connect_to_torchrun():
     torchrun keeps the store itself, from before it starts them: where none answers, it was killed.
     """
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return distributed.TCPStore(*address, wait_for_workers=False, timeout=PATIENCE)
+    return distributed.TCPStore(*address, wait_for_workers=False, timeout=TIMEOUT)
 
 
 class Queue:
     """Batches, by number, that the processes of one command share out among themselves."""
 
-    def __init__(self, name: str):
-        """Connect to the other processes; name: of the output, the same in all of them."""
-        self.store = distributed.PrefixStore(name, connect())
+    def __init__(self):
+        """Connect to the other processes: a command has one queue, since it has one output."""
+        self.store = distributed.PrefixStore("queue", connect())
         self.is_first = common.process().rank == 0
 
     def tell(self, facts) -> object:

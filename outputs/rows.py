@@ -47,7 +47,7 @@ class Output:
             for _, rows in batch
             for row in rows
         }
-        self.queue = Queue(f"{path}")
+        self.queue = Queue()
 
         self.lock = None
         self.finished = False

@@ -46,10 +46,10 @@ def environment(tmp_path_factory):
 class Processes:
     """n processes of one command, as torchrun starts them."""
 
-    def __init__(self, environment, n, words, words_of_others=None, lost=None, **told):
+    def __init__(self, environment, n, words, words_of_others=None, lost=False, **told):
         self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        if lost:  # an output whose first batch was taken by a process that is not there any more
-            distributed.PrefixStore(str(lost), self.store).add("taken", 1)
+        if lost:  # the first batch was taken by a process that is not there any more
+            distributed.PrefixStore("queue", self.store).add("taken", 1)
         self.processes = []
         for rank in range(n):
             told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
@@ -125,6 +125,15 @@ def test_several_processes_write_what_one_writes(n, of_one, environment, videos,
     assert written["responses.jsonl"].count(b"\n") == 6 * N_VIDEOS
 
 
+def test_a_process_that_was_told_another_output_works_at_the_first_ones(of_one, environment, videos, tmp_path):
+    size, written = of_one
+    output, words = next(commands(videos, tmp_path, size))
+    others = [tmp_path / "other.jsonl" if word == tmp_path / output else word for word in words]
+    assert [code for code, _ in Processes(environment, 2, words, others).wait()] == [0, 0]
+    assert (tmp_path / output).read_bytes() == written[output]
+    assert not (tmp_path / "other.jsonl").exists()
+
+
 def test_shards_are_joined_to_what_one_process_writes(of_one, environment, videos, tmp_path):
     size, written = of_one
     output, words = next(commands(videos, tmp_path, size))
@@ -181,8 +190,8 @@ def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, vid
 
 
 def test_a_process_that_waits_for_one_that_was_killed_can_be_stopped(environment, videos, tmp_path):
-    output, words = next(commands(videos, tmp_path, 1))
-    group = Processes(environment, 2, words, lost=tmp_path / output)
+    _, words = next(commands(videos, tmp_path, 1))
+    group = Processes(environment, 2, words, lost=True)
     group.processes[1].wait(60)  # all other batches are made
     time.sleep(2)
     group.send(signal.SIGTERM)
