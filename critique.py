@@ -77,7 +77,6 @@ def main():
     if out.finished:
         return
 
-    prompts.tell_if_unknown(wording, args.model, ("critique",))
     prompts.tell_if_no_verdict(wording.critique)
     model, tokenizer = vlm.load(args)
     for shown in vlm.watch(model, tokenizer, out.left, root, args):

@@ -346,11 +346,9 @@ def has_own_prompts(args) -> bool:
     return find_benchmark(args.benchmark).render is not None
 
 
-def tell_how_it_asks(wording, args):
-    """Print a line if the words are not those that the model was made with, or not --prompts'."""
-    if not has_own_prompts(args):
-        prompts.tell_if_unknown(wording, args.model, ("answer",))
-    elif args.prompts:
+def tell_how_it_asks(args):
+    """Print a line if the benchmark has words of its own, so that --prompts changes nothing."""
+    if args.prompts and has_own_prompts(args):
         print(f"{args.benchmark} asks in its own words, which --prompts does not change")
 
 
@@ -594,7 +592,7 @@ def main():
     out = outputs.Output(args.output / "predictions.jsonl", args, meta, groups, tuple(again))
     if out.finished:
         return
-    tell_how_it_asks(wording, args)
+    tell_how_it_asks(args)
     model, tokenizer = vlm.load(args)
     for shown in vlm.watch(model, tokenizer, out.left, root, args):
         write_replies(model, tokenizer, shown, wording.answer, args)

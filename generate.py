@@ -340,18 +340,11 @@ def write_answers(model, tokenizer, shown: vlm.Shown, prompt: str, args):
 
 
 def answer_one(args):
-    """Print the answer to --ask, and which of its words are not in the model's vocabulary."""
+    """Print the answer to --ask."""
     wording = prompts.choose(args, [])
     vlm.check_model(args.model, [("--ask", args.ask), *prompts.list_texts(wording, args.prompts)])
     [file, *_] = order_pool(args.input[:1], args.pool_seed)
-    prompts.tell_if_unknown(wording, args.model, ("answer",))
     model, tokenizer = vlm.load(args)
-    words = args.ask.replace("?", " ").replace(",", " ").split()
-    unknown = []
-    if tokenizer.unk_token:
-        unknown = [word for word in words if tokenizer.unk_token_id in tokenizer.encode(word)]
-    if unknown:
-        print(f"(this model has never seen: {', '.join(unknown)})")
 
     # One row, in which watch_each says if the video cannot be read
     [(rows, video)] = vlm.watch_each(
@@ -484,7 +477,6 @@ def main():
     if out.finished:
         return
 
-    prompts.tell_if_unknown(wording, args.model, ("questions", "answer"))
     model, tokenizer = vlm.load(args)
     for shown in vlm.watch(model, tokenizer, out.left, draw.root, args):
         write_questions(model, tokenizer, shown, asked, args)

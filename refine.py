@@ -133,7 +133,6 @@ def main():
     if args.gate == "critic":
         prompts.tell_if_unreadable(args.input, [row for _, rows in groups for row in rows])
 
-    prompts.tell_if_unknown(wording, args.model, ("revision",))
     model, tokenizer = vlm.load(args)
     for shown in vlm.watch(model, tokenizer, out.left, root, args):
         write_revisions(model, tokenizer, shown, wording, args)

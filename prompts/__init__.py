@@ -25,7 +25,6 @@ from prompts.wording import (
     recorded,
     save_with_model,
     show,
-    tell_if_unknown,
 )
 
 __all__ = [
@@ -46,6 +45,5 @@ __all__ = [
     "save_with_model",
     "show",
     "tell_if_no_verdict",
-    "tell_if_unknown",
     "tell_if_unreadable",
 ]

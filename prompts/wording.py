@@ -204,26 +204,6 @@ def save_with_model(directory: Path, model, answer: str):
     common.write_json(directory / OWN, own_prompts(model) | {"answer": answer})
 
 
-def tell_if_unknown(prompts: Prompts, model, parts: tuple):
-    """Print a line if a model lists the prompts that it was made with, and these are others.
-
-    parts: the names of those that the stage asks it
-    """
-    own = own_prompts(model)
-    its_own = merge(DEFAULT._asdict(), own)
-    unknown = []
-    for part in parts:
-        if part in own:
-            known = set(spell_out(its_own, part).values())
-            asked = spell_out(prompts, part)
-            unknown += [name for name, text in asked.items() if text not in known]
-    if unknown:
-        print(
-            f"{model} was not made with these prompts, and may not understand them: "
-            f"{', '.join(unknown)} ({OWN} in it lists those that it was made with)"
-        )
-
-
 def spell_out(prompts: Prompts, part: str) -> dict[str, str]:
     """Spell out a part of the prompts as the model sees it -> {name: text}."""
     if part == "critique":

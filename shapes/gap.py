@@ -11,7 +11,7 @@ An item is a question with its truth, as world.make_item makes it. `rng` is a nu
 order in which numbers are drawn from it decides what the model is taught.
 """
 
-from shapes import world
+from shapes import more, world
 
 PRIOR = 0.68
 SLIP = 0.15
@@ -65,6 +65,8 @@ def answer_to_judge(item: dict, shapes: list[world.Shape], rng) -> tuple[str, li
 def is_biased(item: dict) -> bool:
     """Tell by its wording alone whether a question triggers the language prior."""
     question = item["question"]
+    if item["type"] in more.TYPES:
+        return False
     if item["type"] == "objects":
         return question.startswith("which")
     if item["type"] == "count":
@@ -121,6 +123,8 @@ def wrong_answers(item: dict, shapes: list[world.Shape]) -> list[tuple[str, list
     """
     if item["type"] == "objects":
         return wrong_listings(shapes)
+    if item["type"] in more.TYPES:
+        return [(text, [item["error_type"]]) for text in more.wrong_answers(item)]
     texts = possible_answers(item, shapes)
     return [(text, [item["error_type"]]) for text in texts if text != item["answer"]]
 

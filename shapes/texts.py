@@ -16,11 +16,10 @@ from collections import Counter
 import numpy as np
 
 import media
-import prompts
-from shapes import gap, world
+from shapes import gap, more, wordings, world
 
 PHASES = ("tracks", "looks", "stages")
-LOOK_PROMPT = "{question}\nLook closely."  # only taught: no stage uses it
+LOOK_PROMPT = "{question} Look closely."  # only taught: no stage uses it
 N_FRAMES = 8  # that the model sees of a video
 CELLS = 16
 
@@ -40,30 +39,6 @@ def curriculum(shapes: list[world.Shape], rng, seen: Counter, phase: str) -> lis
         looks = make_looks(shapes, rng, seen)
         return [*looks, tracks[rng.integers(len(tracks))]]
     return make_branches(shapes, rng, seen)
-
-
-def stage_prompts() -> list[str]:
-    """List every prompt that the model is taught, as the stages have it."""
-    return [
-        *ask_about_aspects(),
-        prompts.DEFAULT.answer,
-        critique_prompt(),
-        prompts.DEFAULT.revision,
-        LOOK_PROMPT,
-    ]
-
-
-def ask_about_aspects() -> list[str]:
-    """List the prompts that ask for a question, one for each aspect of each kind."""
-    questions = prompts.DEFAULT.questions
-    counts = {kind: len(entry["aspects"]) for kind, entry in questions.items()}
-    return [prompt for _, _, prompt in prompts.list_questions(questions, counts)]
-
-
-def critique_prompt() -> str:
-    """Give the prompt of a critique, in which the error types are spelled out."""
-    listed = prompts.describe_error_types(prompts.ERROR_TYPES)
-    return prompts.fill(prompts.DEFAULT.critique, error_types=listed)
 
 
 def shown_frames() -> list[int]:
@@ -100,7 +75,34 @@ def make_tracks(shapes: list[world.Shape], rng) -> list[Task]:
             hits = [what_hit(shape, frame) for frame in frames]
             tasks.append(follow(f"which way does the {name} move", ways))
             tasks.append(follow(f"what hit the {name}", hits))
+    return [*tasks, *make_yes_no_tracks(shapes, rng)]
+
+
+def make_yes_no_tracks(shapes: list[world.Shape], rng) -> list[Task]:
+    """Make tasks about every frame that are answered by yes and no."""
+    frames = shown_frames()
+    names = [*(shape.name for shape in shapes), *rng.choice(gap.possible_strangers(shapes), 2)]
+    name = rng.choice(names)
+    seen = [what_is_seen(shapes, frame) for frame in frames]
+    tasks = [follow(f"is the {name} there", [yes_no(name in text) for text in seen])]
+
+    shape = rng.choice(shapes)
+    other = choose_other(shapes, shape, rng)
+    side = rng.choice(("left", "right", "above", "below"))
+    link = " of" if side in ("left", "right") else ""
+    sides = [where_from(shape, other, frame) for frame in frames]
+    facts = [text if text == "absent" else yes_no(side in text) for text in sides]
+    tasks.append(follow(f"is the {shape.name} {side}{link} the {other.name}", facts))
+
+    direction = rng.choice((shape.moves or "up", *world.DIRECTIONS))
+    facts = [yes_no(which_way(shape, frame) == direction) for frame in frames]
+    tasks.append(follow(f"does the {shape.name} move {direction}", facts))
     return tasks
+
+
+def yes_no(is_so: bool) -> str:
+    """Say whether something is so."""
+    return "yes" if is_so else "no"
 
 
 def follow(question: str, facts: list[str]) -> Task:
@@ -185,6 +187,10 @@ def make_looks(shapes: list[world.Shape], rng, seen: Counter) -> list[Task]:
     for type in LOOK_TYPES:
         item = world.pick(items[type], seen, rng)
         tasks.append(look(item["question"], item["answer"]))
+    for item in draw_more(shapes, 7, rng, seen):
+        tasks.append(look(item["question"], item["answer"]))
+    for item in draw_items(shapes, 4, rng, seen):
+        tasks.append(compare(item, shapes, rng))
 
     for shape in shapes:
         other = choose_other(shapes, shape, rng)
@@ -204,6 +210,15 @@ def look(question: str, answer: str) -> Task:
     return LOOK_PROMPT.format(question=question), answer
 
 
+def compare(item: dict, shapes: list[world.Shape], rng) -> Task:
+    """Make a task of comparing two answers to a question, on which every verdict rests."""
+    wrong, _ = gap.answer_to_judge(item, shapes, rng)
+    pair = [item["answer"], wrong]
+    verdict = "same." if pair[0] == pair[1] else "different."
+    first, second = rng.permutation(pair)
+    return look(f"{first} {second} same or different?", verdict)
+
+
 def when_it_sets_off(shape: world.Shape) -> str:
     """Name the first frame, of those shown, in which a shape is not where it was at first."""
     if not shape.moves:
@@ -215,44 +230,57 @@ def when_it_sets_off(shape: world.Shape) -> str:
 # ------------------------------------------------------------------------------
 # Stages: the loop's own tasks
 
+MORE = 0.2  # share of the tasks that are about questions with short answers (shapes/more.py)
+
 
 def make_branches(shapes: list[world.Shape], rng, seen: Counter) -> list[Task]:
-    """Make the stages' tasks about one video: 2 to ask, 3 to answer, 5 to judge, 2 to refine."""
-    items = world.all_questions(shapes)
+    """Make the stages' tasks about one video: 2 to ask, 3 to answer, 5 to judge, 3 to refine."""
     tasks = []
-    for item in draw_items(items, 2, rng, seen):
-        tasks.append(task_of_asking(item))
-    for item in draw_items(items, 3, rng, seen):
+    for item in draw_items(shapes, 2, rng, seen):
+        tasks.append((wordings.ask_question(item["type"], rng), item["question"]))
+    for item in draw_items(shapes, 3, rng, seen):
         tasks.append(task_of_answering(item, shapes, rng))
-    for item in draw_items(items, 5, rng, seen):
+    for item in draw_items(shapes, 5, rng, seen):
         tasks.append(task_of_judging(item, shapes, rng))
-    for item in draw_items(items, 2, rng, seen):
+    for item in draw_items(shapes, 3, rng, seen):
         tasks.append(task_of_refining(item, shapes, rng))
     return tasks
 
 
-def draw_items(items: dict[str, list], n: int, rng, seen: Counter) -> list[dict]:
-    """Draw n types of question, and an item of each."""
+def draw_items(shapes: list[world.Shape], n: int, rng, seen: Counter) -> list[dict]:
+    """Draw n types of question, most of them the world's own, and an item of each."""
+    n_more = rng.binomial(n, MORE)
+    items = world.all_questions(shapes)
+    types = rng.choice(list(items), n - n_more, replace=False)
+    drawn = [world.pick(items[type], seen, rng) for type in types]
+    return [*drawn, *draw_more(shapes, n_more, rng, seen)]
+
+
+def draw_more(shapes: list[world.Shape], n: int, rng, seen: Counter) -> list[dict]:
+    """Draw n types of question with short answers (shapes/more.py), and an item of each."""
+    items = more.all_questions(shapes, rng)
     types = rng.choice(list(items), n, replace=False)
     return [world.pick(items[type], seen, rng) for type in types]
 
 
-def task_of_asking(item: dict) -> Task:
-    """Make a task of generate.py: to write a question about an aspect."""
-    prompt_of = dict(zip(world.TYPES, ask_about_aspects()))  # types are in the order of aspects
-    return prompt_of[item["type"]], item["question"]
-
-
 def task_of_answering(item: dict, shapes: list[world.Shape], rng) -> Task:
     """Make a task of generate.py: to answer, with the planted errors."""
-    prompt = prompts.fill(prompts.DEFAULT.answer, question=item["question"])
-    return prompt, gap.first_answer(item, shapes, rng)
+    return wordings.ask_answer(item["question"], rng), gap.first_answer(item, shapes, rng)
 
 
 def task_of_judging(item: dict, shapes: list[world.Shape], rng) -> Task:
     """Make a task of critique.py: to judge an answer by the truth."""
     answer, errors = gap.answer_to_judge(item, shapes, rng)
-    prompt = prompts.fill(critique_prompt(), question=item["question"], initial=answer)
+    listing = ""
+    if rng.random() < 0.9:
+        listed = wordings.draw_error_types(rng)
+        named = wordings.name_errors(errors, item["type"], listed)
+        if errors and not named:  # once more, or too many verdicts would be none
+            listed = wordings.draw_error_types(rng)
+            named = wordings.name_errors(errors, item["type"], listed)
+        listing = wordings.describe(listed, rng)
+        errors = named
+    prompt = wordings.ask_critique(item["question"], answer, listing, rng)
     return prompt, write_critique(item["answer"], errors)
 
 
@@ -263,13 +291,10 @@ def task_of_refining(item: dict, shapes: list[world.Shape], rng) -> Task:
     if rng.random() < 0.15:  # a critic may err: then the video decides
         evidence, _ = gap.wrong_answers(item, shapes)[0]
         errors = [item["error_type"]]
-    prompt = prompts.fill(
-        prompts.DEFAULT.revision,
-        question=item["question"],
-        initial=answer,
-        critique=write_critique(evidence, errors),
-    )
-    return prompt, item["answer"]
+    if rng.random() < 0.5:
+        errors = wordings.name_errors(errors, item["type"], wordings.draw_error_types(rng))
+    critique = write_critique(evidence, errors)
+    return wordings.ask_revision(item["question"], answer, critique, rng), item["answer"]
 
 
 def write_critique(evidence: str, errors: list[str]) -> str:

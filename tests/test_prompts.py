@@ -21,7 +21,7 @@ import refine
 import vlm
 from conftest import MODEL
 from prompts import wording
-from shapes import world
+from shapes import patterns, world
 
 # ------------------------------------------------------------------------------
 # From a prompt to what the model is asked
@@ -145,8 +145,12 @@ def test_the_example_of_the_page_is_a_file_of_prompts(tmp_path):
     assert list(chosen.error_types) == ["factual_inaccuracy", "miscounting"]
 
 
-def test_the_shipped_model_lists_the_default_prompts():
-    assert prompts.read(MODEL / "prompts.json") == prompts.DEFAULT._asdict()
+def test_the_shipped_model_has_prompts_of_its_own_shorter_than_the_default_ones(tmp_path):
+    chosen = prompts.choose(make_args(None, MODEL), [])
+    assert chosen == prompts.Prompts(**patterns.USUAL)
+    own, default = prompts.show(chosen), prompts.show(prompts.DEFAULT)
+    assert list(chosen.error_types) == list(prompts.DEFAULT.error_types)
+    assert len(own.split()) < len(default.split()) / 2
 
 
 # ------------------------------------------------------------------------------
@@ -239,45 +243,15 @@ def test_the_list_of_a_model_is_no_part_of_its_fingerprint(tmp_path):
     assert common.fingerprint(tmp_path / "model") == before
 
 
-@pytest.mark.parametrize(
-    "value, unknown",
-    [
-        ({}, None),
-        # To choose among the aspects that a model knows is no new prompt
-        ({"questions": {"spatial": {"aspects": prompts.DEFAULT.questions["spatial"]["aspects"][2:]}}}, None),
-        ({"questions": {"spatial": {"aspects": ["the weather"]}}}, "questions/spatial/0"),
-        ({"questions": {"count": {"prompt": "How many?", "number": 1}}}, "questions/count/0"),
-        ({"answer": "{question} Look closely."}, "answer"),
-        # The critique's prompt names the error types
-        ({"error_types": {"wrong": "not so"}}, "critique"),
-    ],
-)
-def test_a_model_that_lists_its_prompts_is_not_given_others_silently(tmp_path, value, unknown, capsys):
-    chosen = prompts.choose(make_args(write(tmp_path, value)), [])
-    prompts.tell_if_unknown(chosen, MODEL, ("questions", "answer", "critique", "revision"))
-    said = capsys.readouterr().out
-    if unknown is None:
-        assert said == ""
-    else:
-        assert said.count("\n") == 1
-        assert f"was not made with these prompts, and may not understand them: {unknown} (" in said
-
-
-def test_of_a_model_that_lists_nothing_nothing_is_said(tmp_path, capsys):
-    chosen = prompts.choose(make_args(write(tmp_path, {"answer": "{question} Now!"}), tmp_path), [])
-    prompts.tell_if_unknown(chosen, tmp_path, ("answer",))
-    assert capsys.readouterr().out == ""
-
-
 # ------------------------------------------------------------------------------
 # The loop with a file
 
 
 MINE = {
-    "questions": {"counting": {"prompt": "Look closely.", "number": 2}},
+    "questions": {"counting": {"prompt": "Write a question: how many?", "number": 2}},
     "answer": "Look closely.\n{question}",
-    "critique": "Their answer: {initial}\nQuestion: {question}\nLook closely. {error_types}",
-    "revision": "A review of the answer: {critique}\nQuestion: {question}\nTheir answer: {initial}\nLook closely.",
+    "critique": "Their answer: {initial}\nQuestion: {question}\nErrors: {error_types}",
+    "revision": "A review of the answer: {critique}\nQuestion: {question}\nTheir answer: {initial}\nMend it.",
     "error_types": {"miscounting": "wrong number {of} things"},
 }
 
@@ -322,23 +296,22 @@ def read_recorded(output):
     return common.read_json(common.meta_path(output))["prompts"]
 
 
-def test_a_file_is_obeyed_recorded_and_handed_on_to_training_and_asking(shapes, run, asked, tmp_path, capsys):
+def test_a_file_is_obeyed_recorded_and_handed_on_to_training_and_asking(shapes, run, asked, tmp_path):
     file = write(tmp_path, MINE)
     counts = ("--spatial", "1", "--temporal", "0")
     responses = run(generate, shapes / "round1", "responses.jsonl", "--prompts", file, *counts)
     rows = common.read_jsonl(responses)
     names = [row["id"].partition("/")[2] for row in rows[:3]]
     assert names == ["spatial/0", "counting/0", "counting/1"]
-    assert asked[1:3] == ["Look closely.", "Look closely."]
+    assert asked[1:3] == ["Write a question: how many?"] * 2
     kept = [row for row in rows if "dropped" not in row]
     assert f"Look closely.\n{kept[0]['question']}" in asked
-    assert "was not made with these prompts" in capsys.readouterr().out
 
     # Later stages need no file: what the input was made with is in its meta.json
     asked.clear()
     critiques = run(critique, responses, "critiques.jsonl")
     first = kept[0]
-    expected = f"Their answer: {first['initial']}\nQuestion: {first['question']}\nLook closely. "
+    expected = f"Their answer: {first['initial']}\nQuestion: {first['question']}\nErrors: "
     assert asked[0] == expected + "miscounting (wrong number {of} things)"
 
     judged = [row | {"critique": "Errors: miscounting", "error_types": ["miscounting"]} for row in kept]
@@ -346,7 +319,7 @@ def test_a_file_is_obeyed_recorded_and_handed_on_to_training_and_asking(shapes, 
     asked.clear()
     pairs = run(refine, critiques, "pairs.jsonl")
     expected = f"A review of the answer: Errors: miscounting\nQuestion: {first['question']}\n"
-    assert asked[0] == f"{expected}Their answer: {first['initial']}\nLook closely."
+    assert asked[0] == f"{expected}Their answer: {first['initial']}\nMend it."
 
     # The training puts its answers behind the prompt that the questions were asked with
     rows = [row | {"chosen": "it moves up.", "rejected": "it moves left."} for row in kept]
@@ -359,13 +332,11 @@ def test_a_file_is_obeyed_recorded_and_handed_on_to_training_and_asking(shapes, 
         assert read_recorded(output)["error_types"] == MINE["error_types"]
 
     # And whoever asks the trained model later, asks as it was trained
-    capsys.readouterr()
     asked.clear()
     run(evaluate, shapes / "dev", "eval", "--benchmark", "shapes", model=model)
     assert all(prompt.startswith("Look closely.\n") for prompt in asked)
     run(generate, shapes / "round1", "second.jsonl", *counts, "--limit", "1", model=model)
     assert read_recorded(tmp_path / "second.jsonl")["answer"] == MINE["answer"]
-    assert "was not made with" not in capsys.readouterr().out
     asked.clear()
     run(evaluate, shapes / "dev", "base", "--benchmark", "shapes", "--prompts", file)
     assert all(prompt.startswith("Look closely.\n") for prompt in asked)
@@ -429,13 +400,12 @@ def test_a_prompt_that_a_stage_has_used_cannot_change_under_its_output(shapes, r
 
 def test_a_benchmark_with_prompts_of_its_own_says_that_a_file_does_not_change_them(tmp_path, capsys):
     args = make_args(write(tmp_path, MINE))
-    for benchmark, said in (
-        ("mvbench", "mvbench asks in its own words"),
-        ("shapes", "was not made with these prompts"),
-    ):
-        args.benchmark = benchmark
-        evaluate.tell_how_it_asks(prompts.choose(args, []), args)
-        assert said in capsys.readouterr().out
+    args.benchmark = "mvbench"
+    evaluate.tell_how_it_asks(args)
+    assert "mvbench asks in its own words" in capsys.readouterr().out
+    args.benchmark = "shapes"
+    evaluate.tell_how_it_asks(args)
+    assert capsys.readouterr().out == ""
 
 
 def test_control_tokens_in_a_file_of_prompts_are_refused_before_anything_is_written(shapes, run, tmp_path):

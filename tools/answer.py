@@ -67,7 +67,6 @@ def main():
     if out.finished:
         return
 
-    prompts.tell_if_unknown(wording, args.model, ("answer",))
     model, tokenizer = vlm.load(args)
     for shown in vlm.watch(model, tokenizer, out.left, root, args):
         generate.write_answers(model, tokenizer, shown, wording.answer, args)

@@ -321,14 +321,20 @@ def pair_with_second_samples(firsts: list[dict], seed: int, directory, root: Pat
     model = vlm.load_model(directory, ["cpu"])
     tokenizer = vlm.load_tokenizer(directory)
     args = argparse.Namespace(  # generate.py's defaults, but for the seed
-        seed=f"second/{seed}", frames=None, temperature=1.0, top_p=1.0, max_new_tokens=256
+        model=directory,
+        seed=f"second/{seed}",
+        frames=None,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=256,
     )
+    wording = prompts.choose(args, [])
     pairs = []
     groups = common.group_by_video(firsts)
     for group, video in vlm.watch_each(model, tokenizer, groups, root, args):
         seconds = [dict(row) for row in group]
         shown = vlm.Shown([(seconds, video)])
-        generate.write_answers(model, tokenizer, shown, prompts.DEFAULT.answer, args)
+        generate.write_answers(model, tokenizer, shown, wording.answer, args)
         for first, second in zip(group, seconds):
             if "dropped" not in second and second["initial"] != first["initial"]:
                 pairs.append(first | {"chosen": second["initial"], "rejected": first["initial"]})

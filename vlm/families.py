@@ -143,8 +143,8 @@ def control_tokens(tokenizer) -> dict[int, str]:
     """Find the tokens of a tokenizer that are no text: {id: token}.
 
     They are its special tokens, and of those that were added to it the ones that begin with a sign:
-    <think>, [INST], ###Human:. Other added tokens are words, or blanks (the tiny model has each of
-    our prompts as one).
+    <think>, [INST], ###Human:. Other added tokens are words, or blanks (the tiny model has the
+    names of our error types).
     """
     controls = {}
     for id, token in tokenizer.added_tokens_decoder.items():
@@ -177,15 +177,46 @@ def text_backend(tokenizer) -> tokenizers.Tokenizer:
 def check_texts(tokenizer, texts: list[tuple[str, str]]):
     """Raise InputError if a text cannot be encoded as text.
 
+    Words that its vocabulary has no token for are said in one line.
+
     texts: [(where it is from, for the message; the text), ...]
     """
+    unknown = {}  # word: where it is first
     for where, text in texts:
         if half := common.find_surrogate(text):
             raise common.InputError(f"{where} has {half}, half of a character, which is no text")
         try:
-            encode_text(tokenizer, text, "")
+            ids = encode_text(tokenizer, text, "")
         except common.InputError as error:
             raise common.InputError(f"{where}: {error}") from error
+        if tokenizer.unk_token_id in ids:
+            for word in find_unknown(tokenizer, text):
+                unknown.setdefault(word, where)
+    if unknown:
+        tell_unknown(tokenizer, unknown)
+
+
+def find_unknown(tokenizer, text: str) -> list[str]:
+    """List the words of a text that a tokenizer has no token for; to most there are none."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = []
+    for id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
+        if id == tokenizer.unk_token_id:
+            found.append(text[start:end])
+    return found
+
+
+def tell_unknown(tokenizer, unknown: dict[str, str]):
+    """Print a line about the words that a model does not know: {word: where it is first}."""
+    words = list(unknown)
+    listed = ", ".join(words[:10])
+    if len(words) > 10:
+        listed += f" and {len(words) - 10} more"
+    print(
+        f"{tokenizer.name_or_path} does not know these words, and reads each as the same unknown "
+        f"one: {listed} ({unknown[words[0]]}). It is a teaching model of {len(tokenizer)} words, "
+        "which stand in its tokenizer.json; put it in these"
+    )
 
 
 def list_texts(path, groups: list, keys: tuple) -> list[tuple[str, str]]:

@@ -1,0 +1,90 @@
+"""Measure how well a tiny model understands prompts that it was not made with.
+
+    python -m tools.wordings tests/wordings.json runs/wordings     # 6 minutes
+
+The file is a list of files of prompts (docs/prompts.md), each with every prompt
+in words of its own. With each of them the benchmark `dev` is answered,
+criticised and revised, and questions about 50 videos of round1 are asked; the
+first line is for the model's own prompts. Started again, it resumes.
+
+"bad questions" are those that generate.py drops: no question, cut off, or asked
+about the same video before.
+"""
+
+import argparse
+import contextlib
+import io
+from pathlib import Path
+
+from tqdm import tqdm
+
+import common
+import critique
+import evaluate
+import generate
+import refine
+from tools import report
+from tools.study import VIDEOS, run_stage
+
+VIDEOS_TO_ASK_ABOUT = 50
+COLUMNS = ("prompts", "answers right", "after revision", "precision", "recall", "bad questions")
+
+
+def run_stages(model: Path, out: Path, options: list):
+    """Score answers, critiques and revisions on dev, and ask questions about some videos."""
+    run_stage(evaluate, model, VIDEOS / "dev", out, "--benchmark", "shapes", *options)
+    run_stage(critique, model, out / "predictions.jsonl", out / "critiques.jsonl", *options)
+    run_stage(refine, model, out / "critiques.jsonl", out / "pairs.jsonl", *options)
+    asked = out / "responses.jsonl"
+    run_stage(generate, model, VIDEOS / "round1", asked, "--limit", VIDEOS_TO_ASK_ABOUT, *options)
+
+
+def score(out: Path) -> list[float]:
+    """Score what run_stages wrote -> the numbers of COLUMNS."""
+    critiques = common.read_jsonl(out / "critiques.jsonl")
+    revisions = common.read_jsonl(out / "pairs.jsonl")
+    asked = common.read_jsonl(out / "responses.jsonl")
+    right = sum(row["correct"] for row in critiques) / len(critiques)
+    precision, recall = report.score_critic(critiques)
+    bad = sum("dropped" in row for row in asked) / len(asked)
+    return [right, report.score_revisions(revisions), precision, recall, bad]
+
+
+def print_row(name: str, numbers: list[float]):
+    """Print a row of the table."""
+    print(f"| {name} | {' | '.join(f'{number:.3f}' for number in numbers)} |", flush=True)
+
+
+def main():
+    """Print a row for each file of prompts, and their mean."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
+    add = parser.add_argument
+    add("wordings", type=Path, help="a list of files of prompts, in JSON")
+    add("output", type=Path, help="directory to write to")
+    add("--model", type=Path, default=Path("shapes/model"), help="directory of the model")
+    args = parser.parse_args()
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    runs = {"its own": []}
+    for number, wording in enumerate(common.read_json(args.wordings), start=1):
+        file = args.output / f"prompts{number}.json"
+        common.write_json(file, wording)
+        runs[f"{number}"] = ["--prompts", file]
+
+    scores = {}
+    for name, options in tqdm(runs.items(), unit="wording"):
+        out = args.output / name.replace(" ", "_")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            run_stages(args.model, out, options)
+        scores[name] = score(out)
+
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|" + "---|" * len(COLUMNS))
+    for name, numbers in scores.items():
+        print_row(name, numbers)
+    others = [numbers for name, numbers in scores.items() if name != "its own"]
+    print_row("mean of the others", [sum(column) / len(others) for column in zip(*others)])
+
+
+if __name__ == "__main__":
+    main()
