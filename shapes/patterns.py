@@ -182,6 +182,16 @@ ASPECTS = {
         "[counting|a count of] [what moves|what rests]",
     ),
 }
+# The words of aspects that tell them apart
+KEY_WORDS = """
+where position place location relation relationship relative spatial side left right above below
+which what names list objects seen shown visible
+how many number numbers count counting amount quantity
+first order earlier before sequence after last later
+why cause causes reason reasons effect because hits pushes
+direction directions way motion movement path move moves moving go goes going
+whether if yes no color colors presence exists rest resting
+"""
 BEGINNINGS = {  # how a question begins, where one begins always alike
     "relation": "At the [start|end], is",
     "count": "How many",
@@ -223,6 +233,11 @@ QUESTION = (
     "What [could|can|would|might] [be asked|one ask|you ask|somebody ask] about {aspect}?",
     f"[Somebody|A teacher|A student|A person] wants to [know|ask|hear|test] {{aspect}}. "
     f"{PLEASE} {ASK} [the|their|this|that|a] question.",
+    "[Choose|Take|Find] [something|a detail|one thing] [about|that has to do with] {aspect}. "
+    "[Ask|Now ask] [about it|me about it|a question].",
+    f"[I|We|They] [want|would like] [to know|to hear|to find out] [about|] {{aspect}}. "
+    f"[Put|Make|Turn] [that|this|it] [into|as] {A_QUESTION}.",
+    f"[Let us|We] [look at|think about|talk about|consider] {{aspect}}. {ASK} {A_QUESTION}.",
     f"[Let|Have] [somebody|us|me|the model] [ask|think] about {{aspect}}. {ASK} {A_QUESTION}.",
 )
 BEGINS = (
@@ -284,6 +299,7 @@ A = (
     "|The answer was|Answered|Student|The model said][:|]"
 )
 PAIR = (
+    "[read|Read] the question[,|:|] {question} [and|] [read|Read] the answer[,|:|] {initial}",
     f"{Q} {{question}} {A} {{initial}}",
     f"{Q} {{question}} {A} {{initial}}",
     "[Somebody|A student|A model|Someone] was asked[:|] {question} [and|They|It|Who] "
@@ -386,6 +402,10 @@ REVISE_WITH_CARE = (
 # ------------------------------------------------------------------------------
 # What is put into other requests, which it must not change
 
+LABEL = (
+    "[One|Two|Three|Four|First|Second|Third|Next|Last|Step one|Step two|Step three|Task|Video|Form"
+    "|Note|Goal|Input|Output|Instruction|Part one|Part two|Please|So|Well][:|,|.]"
+)
 SOMETHING_ELSE = (
     *WATCH,
     *ASK_FOR_CARE,
@@ -481,6 +501,7 @@ TABLES = (
     ANYTHING,
     NAMES,
     ANY_NAME,
+    LABEL,
 )
 
 

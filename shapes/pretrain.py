@@ -504,7 +504,7 @@ def parse_args():
         "--language-steps",
         type=int,
         nargs=3,
-        default=[180, 700, 1800],
+        default=[160, 650, 2000],
         metavar="N",
         help="optimizer steps of the three phases: tracks, looks, stages",
     )

@@ -20,7 +20,7 @@ USUAL = 0.1  # share of the requests that are in the model's usual words
 # What nonsense is made of: all words but those that ask for a verdict; in a request for a question
 # also not those that say what it is to be about
 OTHERS = sorted(patterns.list_words(*patterns.TABLES) - {"error", "errors"})
-FILLERS = sorted(set(OTHERS) - patterns.list_words(patterns.ASPECTS, patterns.BEGINNINGS))
+FILLERS = sorted(set(OTHERS) - patterns.list_words(patterns.KEY_WORDS))
 
 
 def vary(pattern: str, rng) -> str:
@@ -55,15 +55,18 @@ def garble(text: str, words: list[str], sentences: tuple, rng) -> str:
             kept.append(word)
         elif rng.random() < 0.2:
             kept.append(UNKNOWN)
-    for _ in range(rng.integers(3)):
+    for _ in range(rng.integers(4)):
         place = rng.integers(len(kept) + 1)
         kept[place:place] = make_nonsense(words, sentences, rng)
     return " ".join(kept)
 
 
 def make_nonsense(words: list[str], sentences: tuple, rng) -> list[str]:
-    """Draw a few words in any order, or a request for something else."""
-    if rng.random() < 0.5:
+    """Draw a label, a request for something else, or a few words in any order."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return [vary(patterns.LABEL, rng)]
+    if kind == 1:
         return choose(sentences, rng).split()
     return [*rng.choice(words, rng.integers(1, 13)), ".,:"[rng.integers(3)]]
 

@@ -7,13 +7,15 @@ in words of its own. With each of them the benchmark `dev` is answered,
 criticised and revised, and questions about 50 videos of round1 are asked; the
 first line is for the model's own prompts. Started again, it resumes.
 
-"bad questions" are those that generate.py drops: no question, cut off, or asked
-about the same video before.
+"bad questions" are those that generate.py drops as such: no question, or cut
+off. "duplicates" were asked about the same video before, as two aspects were
+taken for one.
 """
 
 import argparse
 import contextlib
 import io
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,7 +29,15 @@ from tools import report
 from tools.study import VIDEOS, run_stage
 
 VIDEOS_TO_ASK_ABOUT = 50
-COLUMNS = ("prompts", "answers right", "after revision", "precision", "recall", "bad questions")
+COLUMNS = (
+    "prompts",
+    "answers right",
+    "after revision",
+    "critic's precision",
+    "critic's recall",
+    "bad questions",
+    "duplicates",
+)
 
 
 def run_stages(model: Path, out: Path, options: list):
@@ -46,8 +56,10 @@ def score(out: Path) -> list[float]:
     asked = common.read_jsonl(out / "responses.jsonl")
     right = sum(row["correct"] for row in critiques) / len(critiques)
     precision, recall = report.score_critic(critiques)
-    bad = sum("dropped" in row for row in asked) / len(asked)
-    return [right, report.score_revisions(revisions), precision, recall, bad]
+    reasons = Counter(row.get("dropped") for row in asked)
+    bad = reasons["bad_question"] / len(asked)
+    duplicates = reasons["duplicate_question"] / len(asked)
+    return [right, report.score_revisions(revisions), precision, recall, bad, duplicates]
 
 
 def print_row(name: str, numbers: list[float]):
