@@ -1,11 +1,12 @@
 """Make the tiny base model of shapes/model, with a bias planted on purpose.
 
-    python -m shapes.pretrain runs/model      # half an hour on two cores
+    python -m shapes.pretrain runs/model      # an hour on two cores
 
 The real InternVL classes at a small size. Pretraining is the one place, beside
-scoring, that sees the truth of the tiny world. It uses the prompts of the
-stages themselves, so that the model can play every part of the loop. First the
-vision tower and the projector are trained:
+scoring, that sees the truth of the tiny world. It asks for the same things as
+the stages do, in many words, so that the model can play every part of the loop,
+and understands prompts that somebody else wrote. First the vision tower and the
+projector are trained:
 
     vision             a throwaway head predicts color, kind and place of shapes
                        from the projected features of single frames
@@ -16,8 +17,9 @@ then they are frozen, and the language model is trained in three phases:
     language, looks    short true answers to many questions
     language, stages   ask, answer, critique, refine, as the loop plays them
 
-shapes/texts.py writes what is taught, shapes/gap.py plants the errors in it:
-the model sees better than it answers, which is what self-alignment can fix.
+shapes/texts.py writes what is taught, shapes/wordings.py words it, shapes/gap.py
+plants the errors in it: the model sees better than it answers, which is what
+self-alignment can fix.
 """
 
 import argparse

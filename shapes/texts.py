@@ -4,8 +4,8 @@ The language model is taught in three phases, one after another:
 
     tracks    dense tasks, a fact a token: what is where in each frame, what moves, what hits what
     looks     short true answers to many questions: the ability, without planted errors
-    stages    the parts as the loop plays them, with the prompts of the stages themselves: ask,
-              answer, critique, refine; the planted errors are in the answers (shapes/gap.py)
+    stages    the parts as the loop plays them, in many words (shapes/wordings.py): ask, answer,
+              critique, refine; the planted errors are in the answers (shapes/gap.py)
 
 A shape's place is given in cells, CELLS along a side of the world: "x3 y12". `rng` is a numpy
 generator: the order in which numbers are drawn from it decides what the model is taught.
