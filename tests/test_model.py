@@ -612,18 +612,18 @@ def test_there_is_no_dropout_whatever_the_config_says(copied):
 
 
 def test_the_most_frames_by_hand(model, tokenizer):
-    """A video of n frames is 2 + 19 n tokens. With 256 for prompt and answer, 40 make 1,018, and 41 make 1,037."""
-    assert len(vlm.encode_prefix(tokenizer, model.config, 40)) == 2 + 19 * 40
-    limits.check_frames(tokenizer, model.config, 40)
-    for n_frames in (41, 10**9):  # and nothing endless is encoded
-        with pytest.raises(common.InputError, match=f"{n_frames} frames .* 1024 positions .*; --frames 40 fits"):
+    """A video of n frames is 2 + 20 n tokens. With 256 for prompt and answer, 38 make 1,018, and 39 make 1,038."""
+    assert len(vlm.encode_prefix(tokenizer, model.config, 38)) == 2 + 20 * 38
+    limits.check_frames(tokenizer, model.config, 38)
+    for n_frames in (39, 10**9):  # and nothing endless is encoded
+        with pytest.raises(common.InputError, match=f"{n_frames} frames .* 1024 positions .*; --frames 38 fits"):
             limits.check_frames(tokenizer, model.config, n_frames)
 
 
 def test_too_many_frames_are_refused_before_weights_are_read(monkeypatch):
     monkeypatch.setattr(safetensors, "safe_open", None)
-    args = argparse.Namespace(model=MODEL, frames=41, devices="cpu", dtype=None)
-    with pytest.raises(common.InputError, match="--frames 40 fits"):
+    args = argparse.Namespace(model=MODEL, frames=39, devices="cpu", dtype=None)
+    with pytest.raises(common.InputError, match="--frames 38 fits"):
         vlm.load(args)
 
 
@@ -641,18 +641,18 @@ def test_positions_end_where_rotary_frequencies_change(rope, expected):
 
 
 def test_a_row_has_room_or_is_named(model, tokenizer, frames, monkeypatch):
-    """8 frames are 154 tokens. A prompt that leaves 3 positions gets an answer of 3 tokens, which is not whole."""
+    """8 frames are 162 tokens. A prompt that leaves 3 positions gets an answer of 3 tokens, which is not whole."""
     video = vlm.Video(model, tokenizer, frames)
     question = "how many shapes are there?"
     n_prompt = len(vlm.encode_branch(tokenizer, question).prompt)
-    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 154 + n_prompt + 3)
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", 162 + n_prompt + 3)
     [[(answer, whole)]] = vlm.decode(model, tokenizer, [video], [[question]], 20)
     assert len(tokenizer.encode(answer, add_special_tokens=False)) == 3
     assert not whole
 
     too_long = " ".join([question] * 2)
     with pytest.raises(
-        common.InputError, match=f"154 tokens of the video .*'{question[:-1]} ?. how.* leave that row out"
+        common.InputError, match=f"162 tokens of the video .*'{question[:-1]} ?. how.* leave that row out"
     ):
         vlm.decode(model, tokenizer, [video], [[question, too_long]], 20)
 

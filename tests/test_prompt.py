@@ -49,12 +49,13 @@ def file(tmp_path):
 
 def test_tokens_are_counted_as_by_hand(file, show):
     printed = show(file, ROW["id"], "--frames", "2")
-    # In the tiny model a word is a token, and so is each of its prompts. <|im_start|> user, then frames:
-    # frame1: <img> 16 x ... </img>
-    video = 2 + 2 * (1 + 1 + 16 + 1)
+    # In the tiny model a word is a token, and so is a sign. <|im_start|> user, then frames:
+    # frame1 : <img> 16 x ... </img>
+    video = 2 + 2 * (2 + 1 + 16 + 1)
     assert f"---- the video: 2 frames, {video} tokens" in printed
-    # which way does the red square move ? + the prompt + <|im_end|> <|im_start|> assistant; it moves left . <|im_end|>
-    counts = f"prompt {8 + 1 + 3} tokens, answer 5 tokens; with the video {video + 12 + 5} of 1024 positions"
+    # which way does the red square move ? + answer in one short sentence . + <|im_end|> <|im_start|> assistant
+    # it moves left . <|im_end|>
+    counts = f"prompt {8 + 6 + 3} tokens, answer 5 tokens; with the video {video + 17 + 5} of 1024 positions"
     assert f"---- generate.py, the answer: {counts}" in printed
 
 
@@ -73,7 +74,7 @@ def test_the_ids_are_those_of_the_chat_template(file, show, tokenizer):
 
     ids = read(video) + read(asked) + read(answered)
     frames = "".join(f"Frame{n}: <img>{'<IMG_CONTEXT>' * 16}</img>\n" for n in range(1, 6))
-    words = f"{frames}{ROW['question']}\nAnswer from what the video shows, in one short sentence."
+    words = f"{frames}{ROW['question']}\nAnswer in one short sentence."
     messages = [{"role": "user", "content": words}, {"role": "assistant", "content": ROW["initial"]}]
     assert ids == tokenizer.apply_chat_template(messages)["input_ids"]
 
@@ -169,7 +170,7 @@ def test_the_prompts_are_those_that_the_stages_asked(asked, show, tmp_path, vide
     printed = show("pairs.jsonl", rows[0]["id"])
     assert "prompts as its meta.json records them" in printed
     assert "---- the video: 2 frames" in printed
-    assert printed.count("Look closely.") == 6  # of six exchanges
+    assert printed.count("look closely.") == 6  # of six exchanges
 
 
 def test_the_reply_to_a_benchmark_is_shown_with_its_own_prompt(show, tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_the_reply_to_a_benchmark_is_shown_with_its_own_prompt(show, tmp_path, m
     [exchange] = prompt.list_exchanges(row, prompts.DEFAULT)
     assert exchange == ("evaluate.py", row["prompt"], row["initial"])
     printed = show(path, row["id"])
-    assert row["prompt"].splitlines()[1] in printed
+    assert row["prompt"].splitlines()[1].lower() in printed
 
 
 def test_what_a_row_lacks_is_left_out():
@@ -225,4 +226,4 @@ def test_where_the_prompts_are_from_is_said(file, show, tmp_path):
     common.write_json(own, {"answer": "Look closely. {question}"})
     printed = show(file, ROW["id"], "--prompts", str(own))
     assert f"prompts of {own}" in printed
-    assert "Look closely. which way" in printed
+    assert "look closely. which way" in printed

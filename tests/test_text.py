@@ -100,12 +100,12 @@ def test_ordinary_text_has_the_ids_of_the_whole(make):
 
 
 def test_added_words_stay_one_token(qwen, tokenizer):
-    # A word, and the tiny model's prompts
+    # A word, and the tiny model's error types
     zebra = qwen.convert_tokens_to_ids("zebra")
     assert vlm.encode_branch(qwen, "zebra").prompt[0] == zebra
     assert zebra in vlm.encode_branch(qwen, "a <think> zebra").prompt  # also beside a mark that is written out
-    [prompt] = plain_encode(tokenizer, "Answer from what the video shows, in one short sentence.")
-    assert prompt in vlm.encode_branch(tokenizer, prompts.fill(prompts.DEFAULT.answer, question="why?")).prompt
+    [name] = plain_encode(tokenizer, "temporal_ordering")
+    assert name in vlm.encode_branch(tokenizer, "out of temporal_ordering (wrong order)").prompt
 
 
 # ------------------------------------------------------------------------------
@@ -134,8 +134,20 @@ def test_what_is_written_out_reads_as_before(qwen, text):
     assert qwen.decode(letters) == text
 
 
+def write_whole_words(directory):
+    """Write the shipped model without its weights, with a tokenizer that splits at blanks alone -> its directory."""
+    directory.mkdir()
+    for file in MODEL.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, directory)
+    backend = common.read_json(MODEL / "tokenizer.json")
+    common.write_json(directory / "tokenizer.json", backend | {"pre_tokenizer": {"type": "WhitespaceSplit"}})
+    return directory
+
+
 @pytest.mark.parametrize("text", ["move <|im_end|> up", "<img>", "why <|IM_END|> now?"])  # it has no capitals
-def test_where_a_control_token_is_a_word_it_is_refused(tokenizer, text):
+def test_where_a_control_token_is_a_word_it_is_refused(tmp_path, text):
+    tokenizer = vlm.load_tokenizer(write_whole_words(tmp_path / "m"))
     with pytest.raises(common.InputError, match=r"(<\|im_end\|>|<img>) in .* is a control token, which .*take it out"):
         vlm.encode_branch(tokenizer, text)
 
@@ -160,11 +172,8 @@ ROW = {
 def test_a_row_is_refused_by_name_before_weights_are_loaded(tmp_path, monkeypatch, stage, key):
     path = tmp_path / "rows.jsonl"
     common.write_jsonl(path, [ROW, ROW | {"id": "a.mp4/1", key: "it is <|im_end|> ."}])
-    (tmp_path / "m").mkdir()
-    for file in MODEL.iterdir():
-        if file.suffix != ".safetensors":
-            shutil.copy(file, tmp_path / "m")
-    options = {"--model": tmp_path / "m", "--input": path, "--videos": tmp_path, "--output": tmp_path / "out"}
+    model = write_whole_words(tmp_path / "m")
+    options = {"--model": model, "--input": path, "--videos": tmp_path, "--output": tmp_path / "out"}
     words = [str(word) for pair in options.items() for word in pair]
     monkeypatch.setattr(sys, "argv", ["stage.py", *words])
     with pytest.raises(common.InputError, match=rf"rows.jsonl, row 'a.mp4/1', '{key}': <\|im_end\|> in "):

@@ -27,7 +27,7 @@ HEAD = "lm_head.weight"
 EMBEDDING = "model.language_model.embed_tokens.weight"
 VOCABULARY = 219
 HIDDEN = 16
-TOKENS_A_FRAME = 7  # 4 visual ones, "Frame1:", <img> and </img>
+TOKENS_A_FRAME = 8  # 4 visual ones, "Frame1" and ":", <img> and </img>
 RANK = 2
 FULL = ["full_attention"] * 2
 
@@ -514,7 +514,7 @@ def dropout(directory: Path, rng) -> Case:
 def too_many_frames(directory: Path, rng) -> Case:
     """Ask for more frames than the model has positions for, or for as many as it has.
 
-    A video of n frames is 2 + 7 n tokens here, and 256 are kept for a prompt with its answer.
+    A video of n frames is 2 + 8 n tokens here, and 256 are kept for a prompt with its answer.
     """
     config = make_config()
     limit = int(rng.integers(100, 2000))

@@ -6,6 +6,7 @@ it is never parsed here. A text is composed of words and control tokens.
 
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -317,6 +318,15 @@ def control_tokens_in_a_text(directory: Path, rng) -> Case:
     return Gives(encode, (text, False, tokenizer.convert_tokens_to_ids("<|im_end|>")))
 
 
+def write_whole_words(directory: Path) -> Path:
+    """Write the shipped model with a tokenizer that splits at blanks alone -> its directory."""
+    shutil.copytree(SHIPPED, directory)
+    backend = common.read_json(SHIPPED / "tokenizer.json")
+    backend["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    common.write_json(directory / "tokenizer.json", backend)
+    return directory
+
+
 def control_token_in_a_row(directory: Path, rng) -> Case:
     """Put a control token into a row whose tokenizer has it as a word: row and key are named."""
     stage, key = choose(
@@ -341,7 +351,8 @@ def control_token_in_a_row(directory: Path, rng) -> Case:
     rows[bad][key] = f"it is {choose(rng, ['<|im_end|>', '<|IM_START|>', '<img>', '</img>'])} so"
     common.write_jsonl(directory / "rows.jsonl", rows)
     output = directory / "out"
-    options = {"--model": SHIPPED, "--input": directory / "rows.jsonl", "--videos": directory}
+    model = write_whole_words(directory / "m")
+    options = {"--model": model, "--input": directory / "rows.jsonl", "--videos": directory}
     words = [str(word) for pair in options.items() for word in pair]
     command = ["stage.py", *words, "--output", str(output), "--devices", "cpu"]
 
