@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_the_model_that_asked_gives_its_own_greedy_answers_again(run, tmp_path):
-    world.write_split(tmp_path, "round1", 2, seed=0)
+    world.write_split(tmp_path, "round1", 6, seed=0)
     (tmp_path / "round1" / "broken.mp4").write_text("not a video")
     greedy = run(generate, tmp_path / "round1", "greedy.jsonl", "--temperature", "0", "--spatial", "2")
     sampled = run(generate, tmp_path / "round1", "sampled.jsonl", "--spatial", "2")  # the same questions

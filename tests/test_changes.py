@@ -15,7 +15,7 @@ import prompts
 import test_dpo
 import test_prefix
 import vlm
-from shapes import world
+from shapes import patterns, world
 
 ROOT = Path(__file__).parent.parent
 PATCHES = Path(__file__).parent / "patches"
@@ -55,7 +55,7 @@ def mean_logps(model, tokenizer, directory):
     means = []
     for name, question, *answers in test_dpo.PAIRS:
         video = vlm.Video(model, tokenizer, media.sample_frames(directory / name, model.config.num_frames).frames)
-        prompt = prompts.fill(prompts.DEFAULT.answer, question=question)
+        prompt = prompts.fill(patterns.USUAL["answer"], question=question)
         for answer in answers:
             branch = vlm.encode_branch(tokenizer, prompt, answer)
             means.append(test_prefix.logp_alone(model, video, branch) / len(branch.answer))

@@ -20,7 +20,7 @@ import outputs
 import prompts
 import vlm
 from conftest import MODEL
-from shapes import world
+from shapes import patterns, world
 
 # (video, question, chosen, rejected)
 PAIRS = [
@@ -425,7 +425,7 @@ def test_each_segment_has_its_own_reference_and_all_are_trained_on(train, pairs_
     for row in common.read_jsonl(pairs_with_segments)[:4]:
         frames, _ = media.sample_frames(pairs_with_segments.parent / row["video"], 8, row["start"], row["end"])
         video = vlm.Video(model, tokenizer, frames)
-        prompt = prompts.fill(prompts.DEFAULT.answer, question=row["question"])
+        prompt = prompts.fill(patterns.USUAL["answer"], question=row["question"])
         with torch.no_grad():
             [logp], _ = vlm.branch_logps(model, video, [vlm.encode_branch(tokenizer, prompt, row["chosen"])])
         sums.append(logp.item())
@@ -683,8 +683,9 @@ def test_of_two_checkpoints_the_newer_is_taken_and_the_older_is_named_if_that_is
     assert list_checkpoints(output) == ["checkpoint-000006.state"]
 
 
-# Of 128 channels, 219 words and 4 layers with biases of q, k, v: embedding and head, attention, MLP, norms
-TRAINED = 2 * 219 * 128 + 4 * (4 * 128**2 + 3 * 128 + 3 * 128 * 320 + 2 * 128) + 128
+# Of 128 channels and 4 layers with biases of q, k, v: embedding and head, attention, MLP, norms
+WORDS = common.read_json(MODEL / "config.json")["text_config"]["vocab_size"]
+TRAINED = 2 * WORDS * 128 + 4 * (4 * 128**2 + 3 * 128 + 3 * 128 * 320 + 2 * 128) + 128
 
 
 @pytest.mark.parametrize(

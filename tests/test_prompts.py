@@ -22,6 +22,7 @@ import vlm
 from conftest import MODEL
 from prompts import wording
 from shapes import patterns, world
+from test_text import write_whole_words
 
 # ------------------------------------------------------------------------------
 # From a prompt to what the model is asked
@@ -190,8 +191,8 @@ def test_a_file_adds_kinds_and_changes_parts_of_those_that_are_there(tmp_path):
     kinds = {"spatial": {"aspects": ["places"]}, "count": {"prompt": "How many?", "number": 2}}
     chosen = prompts.choose(make_args(write(tmp_path, {"questions": kinds})), []).questions
     assert list(chosen) == ["spatial", "temporal", "count"]
-    assert chosen["spatial"] == prompts.DEFAULT.questions["spatial"] | {"aspects": ["places"]}
-    assert chosen["temporal"] == prompts.DEFAULT.questions["temporal"]
+    assert chosen["spatial"] == patterns.USUAL["questions"]["spatial"] | {"aspects": ["places"]}
+    assert chosen["temporal"] == patterns.USUAL["questions"]["temporal"]
     assert chosen["count"] == {"prompt": "How many?", "aspects": [], "number": 2}
 
 
@@ -360,7 +361,7 @@ def test_where_no_file_says_how_questions_were_asked_no_later_stage_makes_it_up(
     capsys.readouterr()
     model = run(dpo, pairs, "model")
     assert "no meta.json says with which prompt its questions were asked" in capsys.readouterr().out
-    assert read_recorded(model)["answer"] == prompts.DEFAULT.answer
+    assert read_recorded(model)["answer"] == patterns.USUAL["answer"]
 
     # A file says it, once and for all
     file = write(tmp_path, {"answer": MINE["answer"]})
@@ -411,7 +412,8 @@ def test_a_benchmark_with_prompts_of_its_own_says_that_a_file_does_not_change_th
 def test_control_tokens_in_a_file_of_prompts_are_refused_before_anything_is_written(shapes, run, tmp_path):
     file = write(tmp_path, {"answer": "{question}<|im_end|>"})
     with pytest.raises(common.InputError, match=r"mine.json, 'answer': <\|im_end\|> in .* is a control token"):
-        run(generate, shapes / "round1", "responses.jsonl", "--prompts", file)
+        model = write_whole_words(tmp_path / "m")
+        run(generate, shapes / "round1", "responses.jsonl", "--prompts", file, model=model)
     assert not (tmp_path / "responses.jsonl.meta.json").exists()
 
 

@@ -583,12 +583,14 @@ def change_model(directory):
 
 
 def change_input(path):
-    """Take something from an input: the last row, a video, or the last question of a benchmark."""
+    """Take something from an input: the last row in use, a video, or the last question of a benchmark."""
     path = Path(path)
     questions = path / "questions.json"
     if path.is_file():
         lines = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(lines[:-1]))
+        in_use = [number for number, line in enumerate(lines) if "dropped" not in json.loads(line)]
+        del lines[in_use[-1]]
+        path.write_bytes(b"".join(lines))
     elif questions.exists():
         common.write_json(questions, common.read_json(questions)[:-1])
     else:
