@@ -214,8 +214,8 @@ def tell_unknown(tokenizer, unknown: dict[str, str]):
         listed += f" and {len(words) - 10} more"
     print(
         f"{tokenizer.name_or_path} does not know these words, and reads each as the same unknown "
-        f"one: {listed} ({unknown[words[0]]}). It is a teaching model of {len(tokenizer)} words, "
-        "which stand in its tokenizer.json; put it in these"
+        f"one: {listed} ({unknown[words[0]]}). A small teaching model knows only the words that "
+        "its tokenizer.json lists"
     )
 
 
