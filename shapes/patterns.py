@@ -293,13 +293,24 @@ ANSWER_WITH_CARE = (
 
 # ------------------------------------------------------------------------------
 
+LABEL = (
+    "[One|Two|Three|Four|First|Second|Third|Next|Last|Step one|Step two|Step three|Task|Video|Form"
+    "|Note|Goal|Input|Output|Instruction|Part one|Part two|Please|So|Well][:|,|.]"
+)
 Q = "[Question|The question|They were asked|Somebody asked|Asked|The question was|Q][:|]"
 A = (
     "[Answer|Their answer|The answer|Somebody said|They said|Reply|The reply|First answer|A"
     "|The answer was|Answered|Student|The model said][:|]"
 )
 PAIR = (
-    "[read|Read] the question[,|:|] {question} [and|] [read|Read] the answer[,|:|] {initial}",
+    f"{LABEL} [read|Read] the question[,|:|] {{question}} {LABEL} [read|Read] the answer[,|:|] "
+    "{initial}",
+    f"{LABEL} {{question}} {LABEL} {{initial}}",
+    f"{A} {{initial}} {Q} {{question}}",
+    '[Check|Verify|Compare|Judge|Read] the [answer|reply] "{initial}" to the question "{question}"'
+    "[.|]",
+    "[The answer|The reply|Answer|This]: {initial} [Question asked|The question was|It was for the "
+    "question|It answers][:|] {question}",
     f"{Q} {{question}} {A} {{initial}}",
     f"{Q} {{question}} {A} {{initial}}",
     "[Somebody|A student|A model|Someone] was asked[:|] {question} [and|They|It|Who] "
@@ -309,6 +320,7 @@ PAIR = (
     '[I|We|They|People|A teacher] asked[:|] "{question}" [and|Then|] [you|somebody|a student|they] '
     '[said|replied|wrote|answered][:|] "{initial}"',
     '"{question}" [was asked, and|and|] "{initial}" [was the reply|was answered|]',
+    "[read|Read] the question[,|:|] {question} [and|] [read|Read] the answer[,|:|] {initial}",
     "{question} {initial}",
 )
 INTRODUCE = (
@@ -402,10 +414,6 @@ REVISE_WITH_CARE = (
 # ------------------------------------------------------------------------------
 # What is put into other requests, which it must not change
 
-LABEL = (
-    "[One|Two|Three|Four|First|Second|Third|Next|Last|Step one|Step two|Step three|Task|Video|Form"
-    "|Note|Goal|Input|Output|Instruction|Part one|Part two|Please|So|Well][:|,|.]"
-)
 SOMETHING_ELSE = (
     *WATCH,
     *ASK_FOR_CARE,

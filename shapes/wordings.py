@@ -16,7 +16,7 @@ import prompts
 from shapes import patterns
 
 UNKNOWN = "~"  # no word of the vocabulary
-USUAL = 0.1  # share of the requests that are in the model's usual words
+USUAL = 0.04  # share of the requests that are in the model's usual words
 # What nonsense is made of: all words but those that ask for a verdict; in a request for a question
 # also not those that say what it is to be about
 OTHERS = sorted(patterns.list_words(*patterns.TABLES) - {"error", "errors"})
