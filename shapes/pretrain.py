@@ -53,7 +53,7 @@ from shapes.texts import CELLS, N_FRAMES
 IMAGE = 64  # pixels along a side of a frame, as the model sees it
 PATCH = 8
 GRID = IMAGE // PATCH // 2  # tokens along a side of a frame, after the pixel shuffle
-ROWS = 5  # behind each video, see "The language model"
+ROWS = 4  # behind each video, see "The language model"
 VERDICT = 3.0  # weight of a verdict's tokens
 WORKERS = 2  # processes, as many as there are cores
 
@@ -506,7 +506,7 @@ def parse_args():
         "--language-steps",
         type=int,
         nargs=3,
-        default=[160, 650, 1950],
+        default=[160, 650, 1800],
         metavar="N",
         help="optimizer steps of the three phases: tracks, looks, stages",
     )

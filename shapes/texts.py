@@ -19,7 +19,7 @@ import media
 from shapes import gap, more, wordings, world
 
 PHASES = ("tracks", "looks", "stages")
-LOOK_PROMPT = "{question} Look closely."  # only taught: no stage uses it
+LOOK_PROMPT = "_ {question} _"  # only taught: nobody asks so, and no error is planted behind it
 N_FRAMES = 8  # that the model sees of a video
 CELLS = 16
 
@@ -173,7 +173,8 @@ def place(shape: world.Shape, frame: int) -> np.ndarray:
 # Looks: true answers to many questions
 
 # Drawn for every video: one question of each type, and more of those that are learned slowly
-LOOK_TYPES = (*world.TYPES, "relation", "relation", "motion", "cause", "cause", "count", "count")
+SLOW_TYPES = ("relation", "relation", "motion", "cause", "cause", "count", "count")
+LOOK_TYPES = (*world.TYPES, *SLOW_TYPES)
 
 
 def make_looks(shapes: list[world.Shape], rng, seen: Counter) -> list[Task]:
@@ -234,8 +235,15 @@ MORE = 0.2  # share of the tasks that are about questions with short answers (sh
 
 
 def make_branches(shapes: list[world.Shape], rng, seen: Counter) -> list[Task]:
-    """Make the stages' tasks about one video: 2 to ask, 3 to answer, 5 to judge, 3 to refine."""
+    """Make the stages' tasks about one video: 2 to ask, 3 to answer, 5 to judge, 3 to refine.
+
+    And 3 looks at what is learned slowly, which is not learned to its end before.
+    """
     tasks = []
+    all_items = world.all_questions(shapes)
+    for type in rng.choice(SLOW_TYPES, 3, replace=False):
+        item = world.pick(all_items[type], seen, rng)
+        tasks.append(look(item["question"], item["answer"]))
     for item in draw_items(shapes, 2, rng, seen):
         tasks.append((wordings.ask_question(item["type"], rng), item["question"]))
     for item in draw_items(shapes, 3, rng, seen):

@@ -163,9 +163,13 @@ class ErrorType(NamedTuple):
 
 def draw_error_types(rng) -> list[ErrorType]:
     """Draw 2 to 6 of our error types, or some of somebody's own."""
-    if rng.random() < 0.7:
+    if rng.random() < 0.5:
         return draw_ours(rng)
-    return draw_own(rng)
+    while True:
+        listed = draw_own(rng)
+        names = [error_type.name for error_type in listed]
+        if prompts.parse_error_types(f"Errors: {', '.join(names)}", names) == names:
+            return listed
 
 
 def draw_ours(rng) -> list[ErrorType]:
@@ -186,22 +190,30 @@ def draw_ours(rng) -> list[ErrorType]:
 
 
 def draw_own(rng) -> list[ErrorType]:
-    """Draw error types of other names, each for one to three faults, and maybe one for the rest."""
+    """Draw error types of other names, each for one to three faults, and maybe one for the rest.
+
+    Most names are any words at all, so that a name must be read from the list.
+    """
     faults = [str(fault) for fault in rng.permutation(list(patterns.MEANINGS))]
-    names_mean_something = rng.random() < 0.7
+    names_mean_something = rng.random() < 0.35
     listed = []
     for _ in range(rng.integers(2, 5)):
         group = [faults.pop() for _ in range(min(rng.integers(1, 4), len(faults)))]
         if group:
-            called = group[0] if names_mean_something else str(rng.choice(list(patterns.NAMES)))
-            meaning = " or ".join(vary(patterns.MEANINGS[fault], rng) for fault in group)
-            listed.append(ErrorType(vary(patterns.NAMES[called], rng), meaning, frozenset(group)))
+            name = vary(patterns.NAMES[group[0]], rng) if names_mean_something else draw_name(rng)
+            joint = (" or ", ", ", ", or ")[rng.integers(3)]
+            meaning = joint.join(vary(patterns.MEANINGS[fault], rng) for fault in group)
+            listed.append(ErrorType(name, meaning, frozenset(group)))
     if rng.random() < 0.4:
-        listed.append(
-            ErrorType(vary(patterns.ANY_NAME, rng), vary(patterns.ANYTHING, rng), frozenset())
-        )
+        name = vary(patterns.ANY_NAME, rng) if names_mean_something else draw_name(rng)
+        listed.append(ErrorType(name, vary(patterns.ANYTHING, rng), frozenset()))
     by_name = {error_type.name: error_type for error_type in listed}  # each name once
     return list(by_name.values())
+
+
+def draw_name(rng) -> str:
+    """Draw one to three words, of any meaning, as the name of an error type."""
+    return "_".join(rng.choice(OTHERS, rng.integers(1, 4)))
 
 
 def describe(listed: list[ErrorType], rng) -> str:

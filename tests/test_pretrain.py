@@ -52,8 +52,8 @@ def test_a_verdict_counts_three_times_and_nothing_else_does():
 
 
 def test_branches_are_shared_out_to_rows_of_about_the_same_length():
-    lengths = [9, 1, 5, 5, 8, 2, 7, 3, 6, 4]
+    lengths = [9, 1, 5, 5, 8, 2, 7, 3]
     branches = [vlm.Branch([1] * (length - 1), [2]) for length in lengths]
     rows = pretrain.share_out(branches)
     assert sorted(pretrain.length(branch) for row in rows for branch in row) == sorted(lengths)
-    assert [sum(map(pretrain.length, row)) for row in rows] == [10, 10, 10, 10, 10]
+    assert [sum(map(pretrain.length, row)) for row in rows] == [10, 10, 10, 10]
