@@ -190,7 +190,7 @@ def make_looks(shapes: list[world.Shape], rng, seen: Counter) -> list[Task]:
         tasks.append(look(item["question"], item["answer"]))
     for item in draw_more(shapes, 7, rng, seen):
         tasks.append(look(item["question"], item["answer"]))
-    for item in draw_items(shapes, 4, rng, seen):
+    for item in draw_items(items, shapes, 4, rng, seen):
         tasks.append(compare(item, shapes, rng))
 
     for shape in shapes:
@@ -240,25 +240,29 @@ def make_branches(shapes: list[world.Shape], rng, seen: Counter) -> list[Task]:
     And 3 looks at what is learned slowly, which is not learned to its end before.
     """
     tasks = []
-    all_items = world.all_questions(shapes)
+    items = world.all_questions(shapes)
     for type in rng.choice(SLOW_TYPES, 3, replace=False):
-        item = world.pick(all_items[type], seen, rng)
+        item = world.pick(items[type], seen, rng)
         tasks.append(look(item["question"], item["answer"]))
-    for item in draw_items(shapes, 2, rng, seen):
+    for item in draw_items(items, shapes, 2, rng, seen):
         tasks.append((wordings.ask_question(item["type"], rng), item["question"]))
-    for item in draw_items(shapes, 3, rng, seen):
+    for item in draw_items(items, shapes, 3, rng, seen):
         tasks.append(task_of_answering(item, shapes, rng))
-    for item in draw_items(shapes, 5, rng, seen):
+    for item in draw_items(items, shapes, 5, rng, seen):
         tasks.append(task_of_judging(item, shapes, rng))
-    for item in draw_items(shapes, 3, rng, seen):
+    for item in draw_items(items, shapes, 3, rng, seen):
         tasks.append(task_of_refining(item, shapes, rng))
     return tasks
 
 
-def draw_items(shapes: list[world.Shape], n: int, rng, seen: Counter) -> list[dict]:
-    """Draw n types of question, most of them the world's own, and an item of each."""
+def draw_items(
+    items: dict[str, list], shapes: list[world.Shape], n: int, rng, seen: Counter
+) -> list[dict]:
+    """Draw n types of question, most of them the world's own, and an item of each.
+
+    items: the world's own, by type
+    """
     n_more = rng.binomial(n, MORE)
-    items = world.all_questions(shapes)
     types = rng.choice(list(items), n - n_more, replace=False)
     drawn = [world.pick(items[type], seen, rng) for type in types]
     return [*drawn, *draw_more(shapes, n_more, rng, seen)]
