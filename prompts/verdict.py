@@ -96,10 +96,11 @@ def find_named(verdict: str, error_types: Iterable[str]) -> list[str]:
     types = {simplify(error).removesuffix("y"): error for error in error_types}
     longest_first = sorted(types, key=len, reverse=True)  # omission is a part of detail omission
     any_type = rf"\b({'|'.join(map(re.escape, longest_first))})(?:y|ies|s|es)?\b"
-    # "no this, that or the other" denies all of them
-    denied_list = rf"(?:{NEGATION})\s+{any_type}(?:\s*,\s*{any_type})*\s*,?\s*n?or\s+{any_type}"
+    if re.search(NEGATION, verdict):  # "no this, that or the other" denies all of them
+        others = rf"(?:\s*,\s*{any_type})*\s*,?\s*n?or\s+{any_type}"
+        verdict = re.sub(rf"(?:{NEGATION})\s+{any_type}{others}", "", verdict)
     named = set()
-    for clause in re.split(CLAUSE_ENDS, re.sub(denied_list, "", verdict)):
+    for clause in re.split(CLAUSE_ENDS, verdict):
         for match in re.finditer(any_type, clause):
             before = clause[: match.start()].rpartition(":")[2]
             denied = re.search(NEGATION, before) or re.fullmatch(DENIAL, clause[match.end() :])

@@ -109,7 +109,7 @@ def encode_text(tokenizer, text: str, template: str) -> list[int]:
     Raises:
         InputError: if the tokenizer has no ordinary tokens for it
     """
-    template_ids = encode(tokenizer, template)
+    template_ids = list(encode_template(tokenizer, template))
     controls = find_controls(tokenizer, template_ids, template)
     ids = encode(tokenizer, text + template)
     if find_controls(tokenizer, ids, text + template) == controls:
@@ -125,6 +125,12 @@ def encode_text(tokenizer, text: str, template: str) -> list[int]:
             "text; take it out"
         )
     return ids + template_ids
+
+
+@functools.lru_cache(64)
+def encode_template(tokenizer, template: str) -> tuple[int, ...]:
+    """Encode a text of the chat template, of which there are few."""
+    return tuple(encode(tokenizer, template))
 
 
 def find_controls(tokenizer, ids: list[int], text: str) -> list[str]:
@@ -242,6 +248,12 @@ def chat_parts(tokenizer) -> tuple[str, str]:
     Returns:
         (text before the user's words, text between them and the answer)
     """
+    return split_template(tokenizer, str(tokenizer.chat_template))
+
+
+@functools.lru_cache(4)
+def split_template(tokenizer, template: str) -> tuple[str, str]:
+    """Do what chat_parts does, once for each template, which takes as long as to encode a text."""
     words = "[the words of the user]"  # no template has this in its own text
     messages = [{"role": "user", "content": words}]
     chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
