@@ -268,7 +268,7 @@ def test_two_rounds_of_lora_without_the_gate_killed_resumed_and_pasted(tmp_path,
 @pytest.fixture
 def video_without_an_error(tmp_path):
     (tmp_path / "right").mkdir()
-    world.render(world.make_scene(0, "round1", 3), tmp_path / "right" / "round1_0003.mp4", seed=[0, 1, 3])
+    world.render(world.make_scene(0, "round1", 0), tmp_path / "right" / "round1_0000.mp4", seed=[0, 1, 0])
     return tmp_path / "right"
 
 
@@ -332,7 +332,7 @@ def test_a_benchmark_in_which_the_critic_finds_no_error_is_scored_all_the_same(t
     world.write_split(tmp_path, "dev", 1, seed=0)
     questions = [item for item in common.read_json(tmp_path / "dev" / "questions.json") if item["type"] == "order"]
     common.write_json(tmp_path / "dev" / "questions.json", questions)
-    world.write_split(tmp_path, "round1", 1, seed=0)
+    world.write_split(tmp_path, "round1", 3, seed=0)
     run = tmp_path / "run"
     options = ["--model", MODEL, "--videos", tmp_path / "round1", "--run", run, "--rounds", 1]
     done = loop(*options, "--benchmark", "shapes", tmp_path / "dev", env=env)

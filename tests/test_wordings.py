@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import common
 import prompts
 import vlm
 from conftest import MODEL
+from prompts.check import check
 from shapes import gap, more, patterns, pretrain, texts, wordings, world
 from vlm import families
 
@@ -162,9 +164,9 @@ def tokenizer():
 
 
 def list_words(value) -> list[str]:
-    """List all texts in a JSON value, keys too."""
+    """List all texts in a JSON value."""
     if isinstance(value, dict):
-        return [text for pair in value.items() for part in pair for text in list_words(part)]
+        return [text for part in value.values() for text in list_words(part)]
     if isinstance(value, list | tuple):
         return [text for part in value for text in list_words(part)]
     return [value] if isinstance(value, str) else []
@@ -172,9 +174,20 @@ def list_words(value) -> list[str]:
 
 def test_the_default_prompts_and_the_models_own_are_in_words_that_it_knows(tokenizer):
     for value in (prompts.DEFAULT._asdict(), common.read_json(MODEL / "prompts.json")):
-        for text in list_words(value):
+        for text in [*list_words(value), *value.get("error_types", {})]:
             words = re.sub(r"{\w+}", " ", text)  # without fields
             assert families.find_unknown(tokenizer, words) == []
+
+
+def test_the_wordings_that_it_is_measured_by_are_prompts_in_words_that_it_knows(tokenizer):
+    """Ten of them, written by somebody who had not seen those of pretraining; tools.wordings asks with them."""
+    path = Path(__file__).with_name("wordings.json")
+    all_ten = common.read_json(path)
+    assert len(all_ten) == 10
+    for wording in all_ten:
+        check(wording, str(path))
+        for text in list_words(wording):
+            assert families.find_unknown(tokenizer, re.sub(r"{\w+}", " ", text)) == []
 
 
 def test_words_that_the_model_does_not_know_are_said_in_one_line(capsys):
