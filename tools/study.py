@@ -89,7 +89,7 @@ ROUNDS = (1, 2, 3, 4)
 # The recipe of shapes/loop.sh, with which tests/test_study.py compares it
 BETA = 3
 EPOCHS = 2
-LRS = (1e-4, 5e-5, 3e-5, 5e-6)  # one a round
+LRS = (1e-4, 2e-5, 1e-5, 5e-6)  # one a round
 
 BASE = "shapes/model"
 VIDEOS = Path("runs/shapes")  # as python -m shapes.world writes them
