@@ -151,7 +151,7 @@ def test_a_yes_no_benchmark_is_understood_by_the_shipped_model(tmp_path):
     """At least 95% of the replies are yes or no, and they are right more often than one word always would be."""
     copy = copy_repository(tmp_path)
     apply("yes_no.patch", copy)
-    world.write_split(tmp_path, "dev", 40, seed=0)
+    world.write_split(tmp_path, "dev", 80, seed=0)
     run(copy, "-m", "shapes.more", tmp_path / "dev")
     output = tmp_path / "eval"
     words = ["--model", "shapes/model", "--devices", "cpu", "--input", tmp_path / "dev", "--output", output]
@@ -159,7 +159,7 @@ def test_a_yes_no_benchmark_is_understood_by_the_shipped_model(tmp_path):
 
     rows = common.read_jsonl(output / "predictions.jsonl")
     parsed = [row for row in rows if row["parsed"] is not None]
-    assert len(rows) > 250
+    assert len(rows) > 500
     assert len(parsed) >= 0.95 * len(rows)
     share_of_yes = sum(row["answer"] == 0 for row in rows) / len(rows)
     low, _ = common.read_json(output / "results.json")["interval"]
