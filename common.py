@@ -377,13 +377,36 @@ def replace(path, text: str):
 # The command line
 
 
-bars = []  # all that were made
+bars = []  # all that were made; `run` closes them before it says why a stage ended
 
 
 def progress(*args, **options) -> tqdm:
-    """Make tqdm's progress bar, with a rate and the time that is left."""
+    """Make tqdm's progress bar, with a rate and the time that is left.
+
+    Where standard error is no terminal, such as in a log, it is a line a minute: a bar would fill
+    the log with carriage returns. What takes less than a minute leaves no line there.
+    """
+    if not sys.stderr.isatty():
+        options |= {"file": Lines(), "mininterval": 60, "maxinterval": 60, "delay": 60}
+        options["bar_format"] = (
+            "{desc}: {n_fmt} of {total_fmt}, {elapsed}<{remaining}, {rate_fmt}{postfix}"
+        )
     bars.append(tqdm(*args, **options))
     return bars[-1]
+
+
+class Lines:
+    """A file for tqdm whose states of a bar are lines of standard error."""
+
+    def write(self, text: str):
+        """Write a state; what only moves or clears the bar is left out."""
+        state = text.strip("\r\n ")
+        if state:
+            print(state, file=sys.stderr)
+
+    def flush(self):
+        """Write what is buffered."""
+        sys.stderr.flush()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -619,7 +642,7 @@ def read_input(
             f"{input} has no meta.json beside it that says where its videos are; "
             "say it with --videos DIR"
         )
-    if not Path(root).is_absolute():  # whoever wrote it may have stood in another directory
+    if not Path(str(root)).is_absolute():  # whoever wrote it may have stood in another directory
         raise InputError(
             f"{path}: its root {root} is not an absolute path; say it with --videos DIR"
         )

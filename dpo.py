@@ -50,6 +50,7 @@ import prompts
 import vlm
 
 SIDES = ("chosen", "rejected")
+SHOWN = ("loss", "rewards/margins", "rewards/accuracies")  # beside the progress bar
 REQUIRED = ("id", "video", "question", *SIDES)
 
 LOSSES = ("sigmoid", "hinge", "ipo", "sft")
@@ -806,10 +807,11 @@ def main():
     n_done = outputs.load_checkpoint(args.output, masters, weights, optimizer)
     metrics = open_metrics(args.output / "metrics.jsonl", n_done)
     to_watch = [group for batch in batches[n_done:] for group in batch]
-    all_watched = vlm.watch_each(model, tokenizer, to_watch, root, args, "training")
+    all_watched = vlm.watch_each(model, tokenizer, to_watch, root, args)
+    steps = common.progress(batches[n_done:], "training", len(batches), initial=n_done, unit="step")
     saved = time.monotonic()
 
-    for step, batch in enumerate(batches[n_done:], n_done + 1):
+    for step, batch in enumerate(steps, n_done + 1):
         clock = time.time()
         watched = itertools.islice(all_watched, len(batch))  # one for each of batch, in its order
         passes = accumulate(model, tokenizer, watched, batch, reference, args)
@@ -832,11 +834,11 @@ def main():
         speed = passes.lengths.sum().item() / (time.time() - clock)
         row |= {"grad_norm": grad_norm, "learning_rate": lr, "tokens/s": speed}
         metrics.write(json.dumps(row) + "\n")
+        steps.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN}, refresh=False)
         if step == len(batches) or time.monotonic() - saved >= 60 * args.save_every:
             check_weights_finite(model)
             saved = outputs.save_checkpoint(args.output, step, masters, optimizer)
 
-    next(all_watched, None)  # there is none left: the progress bar comes to its end
     n_pairs = sum(len(pairs) for _, pairs in groups)
     finished = {"steps": len(batches), "seconds": round(time.time() - started, 1)}
     save(model, tokenizer, args, adapter, n_pairs, meta, finished)

@@ -88,7 +88,10 @@ class Output:
         """Yield the batches that this process takes; the first one shows the progress of all."""
         n_videos = sum(len(self.batches[number]) for number in left)
         is_long = self.queue.is_first and n_videos > 1
-        self.progress = common.progress(total=n_videos, unit="video", disable=not is_long)
+        stage = Path(self.meta["stage"]).stem
+        self.progress = common.progress(
+            total=n_videos, desc=stage, unit="video", disable=not is_long
+        )
         common.work_has_begun.set()
         for number in self.queue.take(left):
             yield self.batches[number]

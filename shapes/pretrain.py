@@ -34,7 +34,6 @@ import numpy as np
 import tokenizers
 import torch
 from torch import distributed
-from tqdm import tqdm
 from transformers import (
     DynamicCache,
     InternVLConfig,
@@ -71,7 +70,7 @@ def render_scenes(seed: int, n: int):
     jobs = [(seed, index) for index in range(n)]
     with multiprocessing.Pool(WORKERS) as pool:
         videos = pool.imap(read_scene, jobs, 64)
-        return torch.stack(list(tqdm(videos, "rendering", n, unit="video")))
+        return torch.stack(list(common.progress(videos, "rendering", n, unit="video")))
 
 
 def read_scene(job: tuple[int, int]):
@@ -251,7 +250,7 @@ def train_vision(model, pixels, scenes: list, n_steps: int, rng, batch_size: int
     optimizer = make_adamw([*tower, *projector, *head.parameters()])
     schedule = make_schedule(optimizer, n_steps)
 
-    progress = tqdm(range(n_steps), desc="vision", unit="step")
+    progress = common.progress(range(n_steps), desc="vision", unit="step")
     for _ in progress:
         chosen = rng.integers(len(pixels), size=batch_size)
         targets = torch.stack([token_targets(scenes[index]) for index in chosen])
@@ -357,7 +356,9 @@ def train_language(
     seen = Counter()
 
     for phase, steps in phases:
-        progress = tqdm(range(steps), f"language, {phase}", unit="step", disable=rank > 0)
+        progress = common.progress(
+            range(steps), f"language, {phase}", unit="step", disable=rank > 0
+        )
         for _ in progress:
             chosen = rng.integers(len(features), size=batch_size)
             tasks = [texts.curriculum(scenes[index], rng, seen, phase) for index in chosen]

@@ -131,7 +131,7 @@ def test_shards_cover_all_videos_once():
 
 ARGS = argparse.Namespace(overwrite=False, max_bad=0.5, videos_per_batch=1)
 OVERWRITE = argparse.Namespace(overwrite=True, max_bad=0.5, videos_per_batch=1)
-META = {"content": {"seed": 0}, "root": "/videos", "process": 1, "finished": None}
+META = {"stage": "stage.py", "content": {"seed": 0}, "root": "/videos", "process": 1, "finished": None}
 
 
 def make_rows():

@@ -28,7 +28,6 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
-from tqdm import tqdm
 
 import common
 import vlm
@@ -375,7 +374,7 @@ def convert_shards(files: list[Path], directory: Path, text) -> int:
     """
     n_bytes = 0
     file_names = {}  # of each tensor
-    for number, file in enumerate(tqdm(files, unit="shard", disable=len(files) < 2), 1):
+    for number, file in enumerate(common.progress(files, unit="shard", disable=len(files) < 2), 1):
         file_name = "model.safetensors"
         if len(files) > 1:
             file_name = f"model-{number:05}-of-{len(files):05}.safetensors"

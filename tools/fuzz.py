@@ -33,7 +33,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import common
 import media
@@ -157,7 +156,7 @@ def try_input(path: Path) -> str:
 def try_output(path: Path) -> str:
     """Resume a corrupt output, and write what is missing in it."""
     before = path.read_bytes()
-    meta = {"content": {}, "process": 0, "finished": None}
+    meta = {"stage": "stage.py", "content": {}, "process": 0, "finished": None}
     common.write_json(common.meta_path(path), meta)
     groups = common.group_by_video(make_rows())
     args = argparse.Namespace(overwrite=False, max_bad=1.0, videos_per_batch=1)
@@ -213,7 +212,7 @@ def run_child(case, path: Path, writer: int):
 def run_cases(kind: str, case, files: list, directory: Path, args) -> Counter:
     """Run a case on corrupt copies of files, (name, content) each -> how often each outcome is."""
     outcomes = Counter()
-    for number in tqdm(range(args.n), kind, unit="case"):
+    for number in common.progress(range(args.n), kind, unit="case"):
         rng = np.random.default_rng([args.seed, number])
         name, data = files[rng.integers(len(files))]
         path = directory / f"{number}_{name}"
@@ -229,7 +228,7 @@ def run_odd_cases(kind: str, attempt, makers: list, directory: Path, args) -> Co
     attempt: function (maker of a case, directory, random generator) -> outcome
     """
     outcomes = Counter()
-    for number in tqdm(range(args.n), kind, unit="case"):
+    for number in common.progress(range(args.n), kind, unit="case"):
         rng = np.random.default_rng([args.seed, number])
         make = makers[number % len(makers)]
         path = directory / f"odd_{number}"

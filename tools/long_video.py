@@ -22,7 +22,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 import common
 import media
@@ -51,7 +50,7 @@ def write_video(path: Path):
     writer = cv2.VideoWriter(str(part), cv2.CAP_FFMPEG, codec, FPS, (WIDTH, HEIGHT))
     row = np.linspace(0, 255, WIDTH).astype(np.uint8)
     background = np.broadcast_to(row[None, :, None], (HEIGHT, WIDTH, 3))
-    for number in tqdm(range(FPS * SECONDS), "writing", unit="frame"):
+    for number in common.progress(range(FPS * SECONDS), "writing", unit="frame"):
         image = background.copy()
         left = number * 3 % (WIDTH - 200)
         image[1000:1200, left : left + 200] = (0, 0, 255)

@@ -23,7 +23,6 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
-from tqdm import tqdm
 
 import common
 import prompts
@@ -72,7 +71,7 @@ def merge(adapter: Path, dst: Path) -> float:
             shutil.copyfile(adapter / prompts.OWN, directory / prompts.OWN)
         if base / WEIGHTS not in headers:
             shutil.copyfile(base / INDEX, directory / INDEX)
-        for file in tqdm(headers, unit="shard", disable=len(headers) < 2):
+        for file in common.progress(headers, unit="shard", disable=len(headers) < 2):
             merged = directory / file.relative_to(base)
             merged.parent.mkdir(parents=True, exist_ok=True)
             squared_norms += merge_shard(file, merged, lora, rename)

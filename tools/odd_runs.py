@@ -117,7 +117,13 @@ def any_number(directory: Path, rng) -> Case:
 # ------------------------------------------------------------------------------
 # Outputs that resume
 
-META = {"content": {"seed": 0}, "root": "/videos", "process": 1, "finished": None}
+META = {
+    "stage": "stage.py",
+    "content": {"seed": 0},
+    "root": "/videos",
+    "process": 1,
+    "finished": None,
+}
 TOLERANT = argparse.Namespace(overwrite=False, max_bad=1.0, videos_per_batch=1)
 
 

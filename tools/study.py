@@ -58,7 +58,6 @@ from unittest import mock
 import filelock
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import common
 import critique
@@ -482,7 +481,7 @@ def run_phases(phases: list[list[Job]], log: Path):
     n_jobs = sum(len(phase) for phase in phases)
     with (
         concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool,
-        tqdm(total=n_jobs, unit="round") as bar,
+        common.progress(total=n_jobs, unit="round") as bar,
     ):
         for phase in phases:
             futures = [pool.submit(run_quietly, log, job) for job in phase]

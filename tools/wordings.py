@@ -18,8 +18,6 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 import common
 import critique
 import evaluate
@@ -84,7 +82,7 @@ def main():
         runs[f"{number}"] = ["--prompts", file]
 
     scores = {}
-    for name, options in tqdm(runs.items(), unit="wording"):
+    for name, options in common.progress(runs.items(), unit="wording"):
         out = args.output / name.replace(" ", "_")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run_stages(args.model, out, options)
