@@ -1,6 +1,7 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
 # make test    the tests: a minute or two, no network, no GPU
 # make test-slow    killed processes, real clips (downloaded once), damaged files: a few minutes
+# make test-page    the page of a run in a real browser (chromium)
 # make lint    is the code formatted, and clean under the rules of pyproject.toml? Two seconds
 # make study   the loop beside its controls, three seeds each: under two hours; BASES=3: on two more base models, an hour and a half more
 
@@ -16,6 +17,11 @@ test-slow: .venv/ready-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -m slow -n auto --dist loadfile tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m tools.fuzz --n 200
 
+# chromium and its driver must be there: tests/test_page_browser.py says how to install them
+test-page: .venv/ready-dev
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check selenium==4.51.0
+	.venv/bin/python -m pytest -q -rs -m browser tests/test_page_browser.py
+
 lint: .venv/ready-dev
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .
 
@@ -25,6 +31,7 @@ study: .venv/ready-dev
 # A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.13")'
+	@echo "installing PyTorch and the other packages of requirements.txt into .venv: about a minute, 1.5 GB"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@if ! .venv/bin/python -c 'import cv2' 2>/dev/null; then \
@@ -42,4 +49,4 @@ study: .venv/ready-dev
 clean:
 	rm -rf .venv runs
 
-.PHONY: loop test test-slow lint study clean
+.PHONY: loop test test-slow test-page lint study clean

@@ -67,6 +67,7 @@ python refine.py --model r/round1/model --input r/round2/critiques.jsonl --outpu
 --prompts README.md --gate none
 python dpo.py --model r/round1/model --input r/round2/pairs.jsonl --output r/round2/model --seed 2 --tune lora
 python -m tools.report r
+python -m tools.page r
 """
 
 OWN_VIDEOS = """\
@@ -86,6 +87,7 @@ python refine.py --model r/round1/model --input r/round2/critiques.jsonl --outpu
 python dpo.py --model r/round1/model --input r/round2/pairs.jsonl --output r/round2/model --seed 2 --lr 5e-5
 python evaluate.py --benchmark mvbench --model r/round2/model --input d --output r/round2/eval
 python -m tools.report r
+python -m tools.page r
 """
 
 TINY_WORLD = """\
@@ -104,6 +106,7 @@ python critique.py --model r/round1/model --input r/round1/eval/predictions.json
 python refine.py --model r/round1/model --input r/round1/eval/critiques.jsonl --output r/round1/eval/pairs.jsonl \
 --frames 4
 python -m tools.report r
+python -m tools.page r
 """
 
 # README.md stands in for a file of prompts, which nobody reads here

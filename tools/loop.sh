@@ -203,3 +203,4 @@ for ((round = 1; round <= rounds; round++)); do
 done
 finish_scoring
 call python -m tools.report "$run"
+call python -m tools.page "$run"

@@ -10,7 +10,8 @@ there; one column a round. Without a benchmark it shows what the rounds made:
 questions, pairs, drops by reason, lengths, the last step of the training. If
 critique.py and refine.py were run on eval/predictions.jsonl (to
 eval/critiques.jsonl and eval/pairs.jsonl), critic and revisions are scored
-against the truth, too.
+against the truth, too. Pairs that were judged by hand, in judged.jsonl beside
+pairs.jsonl (tools.page), are counted.
 
 The second takes directories that evaluate.py wrote, shows them beside the
 paper's published scores, and compares every two runs on the same benchmark by
@@ -31,7 +32,7 @@ from pathlib import Path
 import benchmarks
 import common
 import evaluate
-from tools import report_errors, report_rounds
+from tools import report_errors, report_judged, report_rounds
 
 # VideoSAVi (arXiv 2412.00624), Table 1: 32 frames, InternVL2.5-8B, percent
 BENCHMARKS = ("tempcompass", "perceptiontest", "nextqa", "mvbench", "egoschema", "longvideobench")
@@ -82,6 +83,8 @@ def report_loop(run: Path, everything: bool = False):
             columns[-1] |= report_rounds.describe_round(directory)
     print_table([directory.name for directory in directories], columns)
     for line in report_rounds.list_accounts(directories):
+        print(line)
+    for line in report_judged.list_judged(directories):
         print(line)
     print_what_scores_are(scores)
     print_gap(columns)

@@ -165,11 +165,11 @@ def look(model, tokenizer, rows: list[dict], frames) -> Video | None:
 
 
 def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = None):
-    """Read videos one by one, with a progress bar: `watch`, for what takes no batches.
+    """Read videos one by one: `watch`, for what takes no batches.
 
     Args:
         groups: [(video, its rows), ...]
-        desc: label of the progress bar
+        desc: label of the progress bar; None: there is none
 
     Yields:
         (rows, Video), once for each stretch of consecutive rows with the same video, start and
@@ -177,7 +177,7 @@ def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = No
     """
     segments = [segment for [segment] in split_batches([group] for group in groups)]
     watched = watch(model, tokenizer, ([segment] for segment in segments), root, args)
-    is_long = len(segments) > 1
+    is_long = desc is not None and len(segments) > 1
     progress = common.progress(total=len(segments), desc=desc, unit="video", disable=not is_long)
     for shown in watched:
         yield shown.parts.pop()  # not kept here: the last video would stay in memory
@@ -420,6 +420,19 @@ def branch_logps(model, video, branches: list[Branch]) -> tuple[torch.Tensor, to
         sums: (B,) log-prob of each answer, summed over its tokens
         lengths: (B,) number of its tokens
     """
+    logps, branch = token_logps(model, video, branches)
+    sums = logps.new_zeros(len(branches)).index_add(0, branch, logps)  # (B,)
+    lengths = torch.bincount(branch, minlength=len(branches))  # (B,)
+    return sums, lengths
+
+
+def token_logps(model, video, branches: list[Branch]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the log-prob of each token of B answers.
+
+    Returns:
+        logps: (A,) of the tokens, one answer after another
+        branch: (A,) number of the branch that each belongs to
+    """
     n_video = video.ids.shape[1]
     packed = Packed(*(part.to(model.device) for part in pack(n_video, branches)))
     ids = torch.cat([video.ids[0], packed.ids])  # (T,)
@@ -437,7 +450,4 @@ def branch_logps(model, video, branches: list[Branch]) -> tuple[torch.Tensor, to
     logits = logits.float()  # the same name, so that the first copy is freed
     targets = ids[packed.targets, None].to(last)  # (A, 1)
     logps = logits.log_softmax(-1).gather(1, targets)[:, 0]  # (A,)
-    branch = packed.branch.to(last)
-    sums = logps.new_zeros(len(branches)).index_add(0, branch, logps)  # (B,)
-    lengths = torch.bincount(branch, minlength=len(branches))  # (B,)
-    return sums, lengths
+    return logps, packed.branch.to(last)
