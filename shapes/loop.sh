@@ -13,5 +13,5 @@ export OMP_NUM_THREADS=1  # a model this small is slower on two threads than on 
 python -m shapes.world runs/shapes
 # Learning rates: smaller every round, since the critic gets weaker, so its pairs can be trusted less
 exec bash tools/loop.sh --model shapes/model --videos 'runs/shapes/round{round}' --run "$run" \
-  --rounds 4 --lrs 1e-4 2e-5 1e-5 5e-6 --videos-per-batch 4 --benchmark shapes "runs/shapes/$benchmark" --beside \
-  "${@:3}" -- --beta 3 --epochs 2
+  --rounds 4 --lrs 1e-4 2e-5 1e-5 5e-6 --videos-per-batch 4 \
+  --benchmark shapes "runs/shapes/$benchmark" --beside "${@:3}" -- --beta 3 --epochs 2

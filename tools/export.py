@@ -47,6 +47,11 @@ def main():
         how_to_train = TARGETS[args.to].write(source, pairs, unfinished, args.output)
     n_frames = len({frame for pair in pairs for frame in pair.frames})
     print(f"{args.output}: {len(pairs)} pairs, {n_frames} frames\n\n{how_to_train}")
+    if vlm.read_adapter(source.shown.model).rank:
+        print(
+            f"\n{source.shown.model} is a LoRA adapter; other trainers need what "
+            f"python -m tools.merge {source.shown.model} DST makes of it"
+        )
 
 
 def parse_args():

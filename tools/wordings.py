@@ -1,6 +1,6 @@
 """Measure how well a tiny model understands prompts that it was not made with.
 
-    python -m tools.wordings tests/wordings.json runs/wordings     # 6 minutes
+    python -m tools.wordings tests/wordings.json runs/wordings     # under ten minutes
 
 The file is a list of files of prompts (docs/prompts.md), each with every prompt
 in words of its own. With each of them the benchmark `dev` is answered,
