@@ -551,6 +551,14 @@ def make_parser(
         help=f"frames of a video (default: the checkpoint says it, else {DEFAULT_FRAMES})",
     )
     model.add_argument(
+        "--frame-tokens",
+        type=at_least(1),
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="tokens of two frames, by which Qwen-VL chooses their size (default: the checkpoint "
+        "says it, else 128 768)",
+    )
+    model.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: float32 on a CPU, bfloat16 on a GPU)",

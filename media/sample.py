@@ -23,6 +23,7 @@ from media.find import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_shown
 from media.whole import is_cut_off
 
 FOLDER_FPS = 3.0  # frames per second of a folder of frames, as in MVBench
+UNKNOWN_RATE = 24.0  # frames per second of a file that says neither times nor a rate
 LEAST_SHARE = 0.5  # of a cut video's seconds: if less is left, it is refused
 WHOLE_SHARE = 0.95  # if less than this, the rows say so
 TOLERANCE = 0.001  # in seconds: OpenCV gives times in floats
@@ -41,6 +42,7 @@ class Sample(NamedTuple):
     """Frames of a video."""
 
     frames: np.ndarray  # uint8 (n, height, width, 3), RGB
+    seconds: list[float]  # when each of them is shown
     warning: str | None  # how much of it can be decoded, if that is not all
 
 
@@ -139,7 +141,11 @@ def sample_folder(path: Path, images: list[Path], wanted: Wanted, shrink) -> Sam
         sizes.add(size)
     if len(sizes) > 1:
         raise OSError(f"{path}: the frames differ in size")
-    return Sample(np.stack([kept[number] for number in numbers]), warning=None)
+    return Sample(
+        frames=np.stack([kept[number] for number in numbers]),
+        seconds=[(number - 1) / FOLDER_FPS for number in numbers],
+        warning=None,
+    )
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -205,8 +211,20 @@ def sample_file(path: Path, wanted: Wanted, shrink) -> Sample:
         numbers = choose(wanted, header, total, decoded.seconds.__getitem__)
         if decoded.images.keys() >= set(numbers):
             warning = check_coverage(path, wanted, header, decoded)
-            return Sample(np.stack([decoded.images[number] for number in numbers]), warning)
+            return Sample(
+                frames=np.stack([decoded.images[number] for number in numbers]),
+                seconds=tell_seconds(decoded, numbers),
+                warning=warning,
+            )
     raise OSError(f"{path}: it is damaged, and decodes differently from one time to the next")
+
+
+def tell_seconds(decoded: Decoded, numbers: list[int]) -> list[float]:
+    """Say when these frames are shown: by the file's own times, else by UNKNOWN_RATE."""
+    has_times = decoded.seconds[-1] > 0 or len(decoded.seconds) == 1
+    if has_times:
+        return [decoded.seconds[number] for number in numbers]
+    return [number / UNKNOWN_RATE for number in numbers]
 
 
 def choose(wanted: Wanted, header: Header, total: int, time_of) -> list[int]:

@@ -86,7 +86,7 @@ def read_scene(job: tuple[int, int]):
         shapes = world.make_scene(seed, "pretrain", index)
         world.render(shapes, path, seed=[seed, 0, index])
         frames = media.sample_frames(path, N_FRAMES).frames
-    return vlm.pixel_values(frames, IMAGE).half()
+    return vlm.pixel_values(frames, (IMAGE, IMAGE)).half()
 
 
 # ------------------------------------------------------------------------------

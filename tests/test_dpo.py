@@ -424,7 +424,7 @@ def test_each_segment_has_its_own_reference_and_all_are_trained_on(train, pairs_
     # The log-probs are those of each segment, computed alone
     sums = []
     for row in common.read_jsonl(pairs_with_segments)[:4]:
-        frames, _ = media.sample_frames(pairs_with_segments.parent / row["video"], 8, row["start"], row["end"])
+        frames, *_ = media.sample_frames(pairs_with_segments.parent / row["video"], 8, row["start"], row["end"])
         video = vlm.Video(model, tokenizer, frames)
         prompt = prompts.fill(patterns.USUAL["answer"], question=row["question"])
         with torch.no_grad():

@@ -165,8 +165,8 @@ def test_the_frames_are_those_that_the_model_saw(pairs, videos, tmp_path, monkey
         written.append(cv2.imread(str(tmp_path / "trl" / name))[:, :, ::-1].copy())
     size = placement.read_config(MODEL).vision_config.image_size[0]
     assert written[0].shape == (size, size, 3)
-    seen = families.resize(media.sample_frames(videos / VIDEO, N_FRAMES).frames, size)
-    assert torch.equal(torch.stack([families.resize(f[None], size)[0] for f in written]), seen)
+    seen = families.resize(media.sample_frames(videos / VIDEO, N_FRAMES).frames, (size, size))
+    assert torch.equal(torch.stack([families.resize(f[None], (size, size))[0] for f in written]), seen)
 
 
 def test_the_hub_gets_the_record_and_a_card(pairs, tmp_path, monkeypatch, capsys):

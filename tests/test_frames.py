@@ -52,6 +52,12 @@ def test_sampled_frames_are_those_of_the_decoder(video_file):
     np.testing.assert_array_equal(media.sample_frames(video_file, 8).frames, expected)
 
 
+def test_each_frame_has_the_second_in_which_it_is_shown(video_file):
+    """Of 16 frames at 8 a second; as the file's own times say."""
+    expected = [number / 8 for number in (0, 2, 4, 6, 8, 9, 11, 13)]
+    assert media.sample_frames(video_file, 8).seconds == pytest.approx(expected, abs=1e-3)
+
+
 def test_what_cannot_be_read_is_an_oserror(tmp_path):
     with pytest.raises(OSError, match="missing.mp4: No such file"):
         media.sample_frames(tmp_path / "missing.mp4", 8)
@@ -67,7 +73,7 @@ def test_what_cannot_be_read_is_an_oserror(tmp_path):
 
 def test_pixels_are_normalized_with_imagenet_mean_and_std():
     grey = np.full((1, 30, 50, 3), 128, np.uint8)
-    pixels = vlm.pixel_values(grey, 14)
+    pixels = vlm.pixel_values(grey, (14, 14))
     assert pixels.shape == (1, 3, 14, 14)
     red = (128 / 255 - 0.485) / 0.229
     green = (128 / 255 - 0.456) / 0.224
@@ -83,8 +89,8 @@ def test_resizing_does_not_alias():
     stripes[:, :, 3::4] = 255
     grey = np.full((1, 64, 64, 3), 128, np.uint8)
 
-    resized = vlm.pixel_values(stripes, 16)[:, :, 2:-2, 2:-2]  # at the edges the filter is cut off
-    expected = vlm.pixel_values(grey, 16)[:, :, 2:-2, 2:-2]
+    resized = vlm.pixel_values(stripes, (16, 16))[:, :, 2:-2, 2:-2]  # at the edges the filter is cut off
+    expected = vlm.pixel_values(grey, (16, 16))[:, :, 2:-2, 2:-2]
     torch.testing.assert_close(resized, expected, atol=0.05, rtol=0)
 
 

@@ -67,13 +67,14 @@ def test_arrows_between_the_rooms_run_one_way():
 
 def test_inside_vlm_the_shared_prefix_stands_on_top():
     below = {
-        "families": set(),
+        "chat": set(),
+        "families": {"chat"},
         "files": set(),
         "attention": set(),
         "lora": set(),
         "limits": {"families"},
-        "placement": {"attention", "families", "files", "limits", "lora"},
-        "prefix": {"attention", "families", "limits"},
+        "placement": {"attention", "chat", "families", "files", "limits", "lora"},
+        "prefix": {"attention", "chat", "families", "limits"},
     }
     for name, allowed in below.items():
         text = (ROOT / "vlm" / f"{name}.py").read_text()
@@ -83,7 +84,9 @@ def test_inside_vlm_the_shared_prefix_stands_on_top():
         assert used <= allowed, name
 
 
-@pytest.mark.parametrize("name", ["media.sample", "prompts.verdict", "prompts.wording", "vlm.placement"])
+@pytest.mark.parametrize(
+    "name", ["media.sample", "prompts.verdict", "prompts.wording", "vlm.families", "vlm.placement"]
+)
 def test_the_examples_in_docstrings_are_true(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0

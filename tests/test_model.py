@@ -67,7 +67,7 @@ def test_every_module_has_one_place(model, name, device):
 def test_loaded_by_hand_equals_from_pretrained(model, tokenizer, frames):
     theirs = AutoModelForImageTextToText.from_pretrained(MODEL).eval()
     video = vlm.Video(model, tokenizer, frames)
-    pixels = vlm.pixel_values(frames, model.config.vision_config.image_size[0])
+    pixels = vlm.pixel_values(frames, tuple(model.config.vision_config.image_size))
     with torch.no_grad():
         mine = model(video.ids, **video.inputs).logits
         expected = theirs(video.ids, pixel_values=pixels).logits

@@ -10,7 +10,7 @@ import outputs
 import prompts
 import vlm
 from conftest import MODEL
-from vlm import families, files
+from vlm import chat, families, files
 
 
 def test_overwrite_knows_its_own_files_by_their_exact_names(tmp_path):
@@ -96,7 +96,7 @@ def test_a_template_that_does_not_open_the_assistants_turn_is_refused():
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     try:
         with pytest.raises(common.InputError, match="add_generation_prompt has to open its turn"):
-            families.check_chat_template(tokenizer)
+            chat.check_chat_template(tokenizer)
     finally:
         tokenizer.chat_template = template
 

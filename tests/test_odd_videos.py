@@ -12,6 +12,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import transformers
 
 import common
 import generate
@@ -102,7 +103,7 @@ def test_this_opencv_shows_interlaced_video_rightly(tmp_path):
     data = (tmp_path / "a.avi").read_bytes()
     extension = data.index(b"\0\0\1\xb5\x14")  # of the sequence: the 1 is its kind
     assert not data[extension + 5] & 0b1000  # progressive_sequence
-    frames, _ = media.sample_frames(tmp_path / "a.avi", 24)
+    frames, *_ = media.sample_frames(tmp_path / "a.avi", 24)
     assert [odd_files.read_number(frame) for frame in frames] == odd_cases.expect_numbers(
         odd_cases.Shown(tmp_path, [number / 25 for number in range(24)]), 24
     )
@@ -212,11 +213,12 @@ def test_a_recording_that_does_not_know_its_length_is_not_cut_off(tmp_path):
 
 def test_a_frame_that_is_shrunk_at_once_gives_the_pixels_of_the_full_frame():
     rng = np.random.default_rng(0)
+    config = transformers.InternVLConfig(vision_config={"image_size": [56, 56]})
     for height, width in ((64, 64), (97, 131), (480, 270), (30, 20)):
         frames = rng.integers(0, 256, (2, height, width, 3), np.uint8)
-        shrunk = np.stack([families.shrink(frame, 56) for frame in frames])
+        shrunk = np.stack([families.shrink(frame, config) for frame in frames])
         assert shrunk.shape == (2, 56, 56, 3)
-        assert vlm.pixel_values(shrunk, 56).equal(vlm.pixel_values(frames, 56))
+        assert vlm.pixel_values(shrunk, (56, 56)).equal(vlm.pixel_values(frames, (56, 56)))
 
 
 def test_no_frame_is_kept_at_its_full_size(tmp_path):
@@ -246,7 +248,7 @@ def test_what_is_after_the_end_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "grab_each", note)
     for by_rate in (False, True):
         grabbed.clear()
-        frames, _ = media.sample_frames(path, 2, start=0.0, end=1.0, by_rate=by_rate)
+        frames, *_ = media.sample_frames(path, 2, start=0.0, end=1.0, by_rate=by_rate)
         assert [odd_files.read_number(frame) for frame in frames] == [2, 6]  # part 4; int(2 + 4 i)
         assert max(grabbed) == 9
 

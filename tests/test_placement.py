@@ -17,7 +17,6 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import common
 import dpo
@@ -126,10 +125,16 @@ def spread(model, n_devices):
 
 def move_video(video, device):
     """Copy a video that a model has looked at to a virtual device."""
-    features = Virtual(video.inputs["mm_encoder_outputs"]["image"].pooler_output, device)
+
+    def move(leaf):
+        return Virtual(leaf, device) if isinstance(leaf, torch.Tensor) else leaf
+
+    [(kind, features)] = video.inputs["mm_encoder_outputs"].items()
+    features = type(features)(**{key: tree_map(move, value) for key, value in features.items()})
     moved = copy.copy(video)
-    moved.ids = Virtual(video.ids, device)
-    moved.inputs = {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+    moved.ids = move(video.ids)
+    moved.positions = move(video.positions)
+    moved.inputs = {"mm_encoder_outputs": {kind: features}}
     moved.cache = None
     return moved
 

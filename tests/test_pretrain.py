@@ -29,7 +29,7 @@ def test_rows_behind_a_video_lose_what_separate_sequences_lose(tmp_path):
         path = tmp_path / f"{number}.mp4"
         world.render(world.make_scene(0, "dev", number), path)
         frames = media.sample_frames(path, 8).frames
-        pixels = vlm.pixel_values(frames, pretrain.IMAGE)
+        pixels = vlm.pixel_values(frames, (pretrain.IMAGE, pretrain.IMAGE))
         with torch.no_grad():
             features.append(model.get_image_features(pixel_values=pixels).pooler_output)
             video = vlm.Video(model, tokenizer, frames)

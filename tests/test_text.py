@@ -16,7 +16,7 @@ import prompts
 import refine
 import vlm
 from conftest import MODEL
-from vlm import families
+from vlm import chat
 
 CHAT = (MODEL / "chat_template.jinja").read_text()
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
@@ -184,7 +184,7 @@ def test_a_row_is_refused_by_name_before_weights_are_loaded(tmp_path, monkeypatc
 
 def test_half_a_character_on_the_command_line_is_refused(tokenizer):
     with pytest.raises(common.InputError, match=r"--ask has \\udcff, half of a character"):
-        families.check_texts(tokenizer, [("--ask", "why\udcff?")])
+        chat.check_texts(tokenizer, [("--ask", "why\udcff?")])
 
 
 # ------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_a_gif_whose_size_is_odd(tmp_path):
 
     frames = media.sample_frames(tmp_path / "a.gif", 2).frames
     assert frames.shape == (2, 23, 37, 3)
-    assert vlm.pixel_values(frames, 64).shape == (2, 3, 64, 64)
+    assert vlm.pixel_values(frames, (64, 64)).shape == (2, 3, 64, 64)
     assert read_numbers(frames) == [0, 2]  # part = 1.5; int(0.75 + round(1.5 i))
 
 
@@ -108,7 +108,7 @@ def test_a_wrong_frame_count_is_noticed(tmp_path):
     for claimed in (5, 400):  # the file is as long as it says, so it was not cut off
         struct.pack_into("<I", data, place, claimed)
         (tmp_path / "b.avi").write_bytes(data)
-        frames, warning = media.sample_frames(tmp_path / "b.avi", 8)
+        frames, _, warning = media.sample_frames(tmp_path / "b.avi", 8)
         assert read_numbers(frames) == SPREAD
         assert warning is None
 
@@ -142,7 +142,9 @@ def test_a_folder_of_frames_is_a_video(tmp_path):
         cv2.imwrite(str(folder / f"{number}.png"), grey_frame(number))
 
     # All of it: begin = 1, stop = 12, part = 11 / 4; int(1 + 1.375 + round(2.75 i))
-    assert read_numbers(media.sample_frames(folder, 4).frames) == [2, 5, 8, 10]
+    sample = media.sample_frames(folder, 4)
+    assert read_numbers(sample.frames) == [2, 5, 8, 10]
+    assert sample.seconds == pytest.approx([1 / 3, 4 / 3, 7 / 3, 9 / 3])  # the first one at 0
     # Seconds 1 to 3 at 3 frames a second: begin = 3, stop = 9, part = 3; int(3 + 1.5 + 3 i)
     assert read_numbers(media.sample_frames(folder, 2, start=1.0, end=3.0).frames) == [4, 7]
     assert generate.order_pool([tmp_path], 0) == [tmp_path / "frames"]
@@ -165,7 +167,7 @@ def test_of_a_truncated_video_what_is_left_is_read_or_it_is_refused(tmp_path):
     first = data.index(b"movi")
     cut = first + (data.rindex(b"idx1") - first) * 3 // 4
     (tmp_path / "cut.avi").write_bytes(data[:cut])
-    frames, warning = media.sample_frames(tmp_path / "cut.avi", 16)
+    frames, _, warning = media.sample_frames(tmp_path / "cut.avi", 16)
     left = read_numbers(frames)
     assert left[0] == 0
     assert left == sorted(left)
@@ -249,7 +251,7 @@ def test_real_frames_are_resized_as_by_pillow(real_clips):
     std = np.array(vlm.IMAGE_STD)
     for path in real_clips:
         frames = media.sample_frames(path, 2).frames
-        for frame, pixels in zip(frames, vlm.pixel_values(frames, 448)):
+        for frame, pixels in zip(frames, vlm.pixel_values(frames, (448, 448))):
             resized = image.fromarray(frame).resize((448, 448), image.Resampling.BICUBIC)
             expected = (np.asarray(resized) / 255 - mean) / std  # (448, 448, 3)
             difference = (pixels.permute(1, 2, 0) - torch.from_numpy(expected)).abs()

@@ -14,7 +14,7 @@ import vlm
 from conftest import MODEL
 from prompts.check import check
 from shapes import gap, more, patterns, pretrain, texts, wordings, world
-from vlm import families
+from vlm import chat
 
 # ------------------------------------------------------------------------------
 # Patterns
@@ -176,7 +176,7 @@ def test_the_default_prompts_and_the_models_own_are_in_words_that_it_knows(token
     for value in (prompts.DEFAULT._asdict(), common.read_json(MODEL / "prompts.json")):
         for text in [*list_words(value), *value.get("error_types", {})]:
             words = re.sub(r"{\w+}", " ", text)  # without fields
-            assert families.find_unknown(tokenizer, words) == []
+            assert chat.find_unknown(tokenizer, words) == []
 
 
 def test_the_wordings_that_it_is_measured_by_are_prompts_in_words_that_it_knows(tokenizer):
@@ -187,7 +187,7 @@ def test_the_wordings_that_it_is_measured_by_are_prompts_in_words_that_it_knows(
     for wording in all_ten:
         check(wording, str(path))
         for text in list_words(wording):
-            assert families.find_unknown(tokenizer, re.sub(r"{\w+}", " ", text)) == []
+            assert chat.find_unknown(tokenizer, re.sub(r"{\w+}", " ", text)) == []
 
 
 def test_words_that_the_model_does_not_know_are_said_in_one_line(capsys):

@@ -450,7 +450,7 @@ def decode_alone(directory, args, batch: int = 1) -> Callable:
     for prompt in make_prompts():
         prompts.append(prefix + vlm.encode_branch(tokenizer, prompt).prompt)
     assert len(set(map(len, prompts))) == 1, "the questions are equally long, so nothing is padded"
-    pixels = vlm.pixel_values(make_frames(args.frames), IMAGE)  # (F, 3, IMAGE, IMAGE)
+    pixels = vlm.pixel_values(make_frames(args.frames), (IMAGE, IMAGE))  # (F, 3, IMAGE, IMAGE)
     end = tokenizer.eos_token_id
 
     @torch.no_grad()

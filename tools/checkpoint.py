@@ -25,7 +25,7 @@ def native_tensors(config):
         rename: a function from a tensor's name in a file to its name in the model
     """
     with torch.device("meta"):
-        model = transformers.InternVLForConditionalGeneration(config)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
     renamings = get_model_conversion_mapping(model)
 
     def rename(key: str) -> str:

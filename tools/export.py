@@ -32,7 +32,7 @@ import vlm
 from tools import page_frames
 from tools.checkpoint import whole_directory
 from tools.export_targets import TARGETS, Pair, Source
-from vlm import families, placement
+from vlm import chat, families
 
 
 def main():
@@ -77,8 +77,12 @@ def read_source(path: Path) -> Source:
     common.read_input(path, None, dpo.REQUIRED)  # which says what is not as dpo.py needs it
     shown = page_frames.read_how_shown(path)
     tokenizer = vlm.load_tokenizer(shown.model)
-    config = placement.read_config(vlm.find_base(shown.model))
-    prefix = families.encode_prefix(tokenizer, config, shown.n_frames)
+    if shown.config.model_type != "internvl":
+        raise common.InputError(
+            f"{shown.model}: only pairs of InternVL models can be exported, not of "
+            f"{shown.config.model_type}; dpo.py trains on them"
+        )
+    prefix = families.encode_prefix(tokenizer, shown.config, shown.n_frames)
     answer = prompts.recorded(path).get("answer", prompts.DEFAULT.answer)
     return Source(path, common.read_jsonl(path), shown, tokenizer, len(prefix), answer)
 
@@ -97,7 +101,7 @@ def list_pairs(source: Source) -> list[dict]:
 def check_texts(source: Source, pairs: list[dict], marks: tuple):
     """Raise InputError for a text that the target would not take for text.
 
-    Control tokens are such, too: here they are encoded letter by letter (families.encode_text),
+    Control tokens are such, too: here they are encoded letter by letter (chat.encode_text),
     elsewhere they end the turn, or stand for a picture.
 
     marks: what the target replaces
@@ -105,8 +109,8 @@ def check_texts(source: Source, pairs: list[dict], marks: tuple):
     for pair in pairs:
         for key in ("prompt", "chosen", "rejected"):
             text = pair[key]
-            ids = families.encode(source.tokenizer, text)
-            found = families.find_controls(source.tokenizer, ids, text)
+            ids = chat.encode(source.tokenizer, text)
+            found = chat.find_controls(source.tokenizer, ids, text)
             found += [mark for mark in marks if mark in text]
             if found:
                 raise common.InputError(

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import common
 import vlm
 from tools import page_frames
-from vlm import families
+from vlm import chat
 
 
 class Source(NamedTuple):
@@ -100,7 +100,7 @@ def make_template(tokenizer) -> str:
 
     An answer ends with END_OF_TURN, as in dpo.py, without the line end of most templates.
     """
-    before, after = map(json.dumps, families.chat_parts(tokenizer))
+    before, after = map(json.dumps, chat.chat_parts(tokenizer))
     return (
         "{% for message in messages %}"
         "{{ " + before + " if message.role == 'user' else " + after + " }}"
@@ -156,7 +156,7 @@ def read_system(source: Source) -> str:
     Raises:
         InputError: if the text in front of the user's words is not that of the targets' templates
     """
-    before, after = families.chat_parts(source.tokenizer)
+    before, after = chat.chat_parts(source.tokenizer)
     system = re.fullmatch(
         r"(?:<\|im_start\|>system\n(.*)<\|im_end\|>\n)?<\|im_start\|>user\n", before, re.DOTALL
     )
@@ -166,6 +166,11 @@ def read_system(source: Source) -> str:
             "template of; --to trl takes any"
         )
     return system[1] or ""
+
+
+def read_side(source: Source) -> int:
+    """Read how many pixels a side the frames have."""
+    return source.shown.config.vision_config.image_size[0]
 
 
 def count_longest(source: Source, pairs: list[Pair]) -> int:
@@ -217,7 +222,7 @@ def to_llama_factory(source: Source, pairs: list[Pair], directory: Path, output:
         system=quote(read_system(source)),
         output=quote(str(output)),
         length=count_longest(source, pairs),
-        pixels=source.shown.size**2,
+        pixels=read_side(source) ** 2,
     )
 
 
@@ -297,7 +302,7 @@ def to_hub(source: Source, pairs: list[Pair], directory: Path, output: Path) -> 
         n_videos=len({pair.row["video"] for pair in pairs}),
         model="/".join(Path(source.shown.model).parts[-2:]),  # no path of this machine
         n_frames=source.shown.n_frames,
-        pixels=source.shown.size,
+        pixels=read_side(source),
         dropped=list_counts(dropped),
         kinds=list_counts(kinds),
         errors=list_counts(errors),

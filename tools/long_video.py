@@ -22,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import transformers
 
 import common
 import media
@@ -32,9 +33,8 @@ HEIGHT = 2160
 FPS = 25
 SECONDS = 600
 FRAMES = 8
-SIZE = 448  # pixels of InternVL's pictures, each way
 
-SHRINK = functools.partial(families.shrink, size=SIZE)
+SHRINK = functools.partial(families.shrink, config=transformers.InternVLConfig())  # 448 x 448
 WAYS = {
     "full size": {},
     "shrunk": {"shrink": SHRINK},

@@ -33,6 +33,7 @@ import transformers
 import common
 import dpo
 import vlm
+from vlm import families, placement
 
 GIB = 2**30
 
@@ -58,7 +59,7 @@ def plan(config, devices: list[str], args) -> list[Row]:
     """Calculate what each device needs.
 
     Args:
-        config: of an InternVL model of transformers' class
+        config: of a model of transformers' class
         devices: names, which differ
         args: the options of this command
     """
@@ -131,7 +132,7 @@ def count_tokens(config, args) -> Tokens:
     """Count the tokens of one video and the pairs about it; a pair is two branches."""
     n_branches = 2 * args.pairs
     return Tokens(
-        video=args.frames * (config.image_seq_length + 8),  # 8: "Frame1: <img></img>\n"
+        video=families.count_tokens(config, args.frames)[1],
         branches=n_branches * (args.question_tokens + args.answer_tokens),
         answers=n_branches * args.answer_tokens,
     )
@@ -208,39 +209,46 @@ def kept_bytes(
     model = build_language_model(config, n_layers, dtype, lora_rank)
     hidden_size = config.text_config.hidden_size
     with torch.device("meta"):
+        head = torch.nn.Linear(hidden_size, config.text_config.vocab_size, bias=False, dtype=dtype)
+        head.requires_grad_(not lora_rank)
         embeddings = torch.empty(1, n_tokens, hidden_size, dtype=dtype, requires_grad=True)
         positions = torch.empty(1, n_tokens, dtype=torch.long)
         mask = torch.empty(1, 1, 1, 1, dtype=torch.bool)  # its own bytes are in Sizes.copies
         targets = torch.empty(n_answers, 1, dtype=torch.long)
 
-    with count_kept(model) as kept:
-        hidden = model.model(
+    with count_kept([*model.parameters(), head.weight]) as kept:
+        hidden = model(
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=mask,
             use_cache=False,
         ).last_hidden_state  # (1, T, hidden size)
-        logits = model.lm_head(hidden[0, :n_answers])  # (A, vocabulary)
+        logits = head(hidden[0, :n_answers])  # (A, vocabulary)
         logits.float().log_softmax(-1).gather(1, targets)  # (A, 1)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def build_language_model(config, n_layers: int, dtype: torch.dtype, lora_rank: int):
-    """Build a language model of n layers on torch's meta device, with `attend` as its attention."""
+    """Build a language model of n layers on torch's meta device, with `attend` as its attention.
+
+    It is without a head, which AutoModelForCausalLM would give it, but not to Qwen-VL's.
+    """
     transformers.AttentionInterface.register("kept", attend)
     text = copy.deepcopy(config.text_config)
     text.num_hidden_layers = n_layers
     text._attn_implementation = "kept"
     # Other types of rotary positions look at numbers, which tensors on meta do not have
-    text.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    own = getattr(text, "rope_parameters", None) or {}
+    axes = {key: value for key, value in own.items() if key.startswith("mrope")}  # of Qwen-VL
+    text.rope_parameters = axes | {"rope_type": "default", "rope_theta": 1e4}
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:n_layers]
 
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(text, dtype=dtype)
+        model = transformers.AutoModel.from_config(text, dtype=dtype)
         if lora_rank:
             model.requires_grad_(False)
-            vlm.add_lora(model.model.layers, lora_rank, 2 * lora_rank)
+            vlm.add_lora(model.layers, lora_rank, 2 * lora_rank)
     return model
 
 
@@ -263,13 +271,13 @@ class KeepLikeFlash(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def count_kept(model):
+def count_kept(weights: list):
     """Record what autograd keeps of a forward pass for the backward pass, but for the weights.
 
     Yields:
         {storage: tensor}, which fills while the forward pass runs
     """
-    weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    weights = {weight.untyped_storage()._cdata for weight in weights}
     kept = {}
 
     def keep(tensor):
@@ -301,21 +309,24 @@ def main():
     args = parse_args()
     adapter = vlm.read_adapter(args.model)
     args.lora_rank = adapter.rank or args.lora_rank  # one that is trained further keeps its own
-    base = Path(adapter.base)
-    [kind] = common.read_keys(base / "config.json", "model_type")
-    if kind != "internvl":  # it would be taken for the default InternVL
-        raise common.InputError(f"{base}: unknown class {kind}, not internvl")
-    config = transformers.InternVLConfig.from_pretrained(base)
+    config = placement.read_config(vlm.find_base(args.model))
 
     devices = [f"device {number}" for number in range(args.devices)]
     rows = plan(config, devices, args)
-    n_visual = args.frames * config.image_seq_length
-    print(f"{n_visual:,} visual tokens, {args.pairs} pairs a video, {args.dtype}; GiB")
+    print(f"{count_visual(config, args)}, {args.pairs} pairs a video, {args.dtype}; GiB")
     print(" " * 10 + "".join(f"{title:>{width}}" for title, width in WIDTHS.items()))
     for device, row in zip(devices, rows):
         print_row(device, row)
     total = Row(*map(sum, zip(*rows)))
     print_row("in all", total)
+
+
+def count_visual(config, args) -> str:
+    """Say how many visual tokens the video has."""
+    if config.model_type == "internvl":
+        return f"{args.frames * config.image_seq_length:,} visual tokens"
+    _, most = families.count_tokens(config, args.frames)
+    return f"at most {most:,} tokens of the video, which is what is counted"
 
 
 def parse_args(words: list[str] | None = None):
@@ -325,7 +336,7 @@ def parse_args(words: list[str] | None = None):
         "model",
         metavar="MODEL",
         type=Path,
-        help="directory with a config.json of transformers' InternVL, or an adapter of one",
+        help="directory with a config.json of InternVL or Qwen-VL, or of an adapter of one",
     )
     at_least_one = common.at_least(1)
 

@@ -22,12 +22,12 @@ from typing import NamedTuple
 import safetensors
 import safetensors.torch
 import torch
-import transformers
 
 import common
 import prompts
 import vlm
 from tools.checkpoint import native_tensors, whole_directory
+from vlm import placement
 from vlm.files import INDEX, WEIGHTS, carry_over, read_header, read_headers
 from vlm.lora import PEFT_PREFIX, find_factors
 
@@ -60,7 +60,7 @@ def merge(adapter: Path, dst: Path) -> float:
     base = vlm.find_checkpoint(lora.base, adapter)
     vlm.check_model(base)
     headers = read_headers(base)
-    _, rename = native_tensors(transformers.InternVLConfig.from_pretrained(base))
+    _, rename = native_tensors(placement.read_config(base))
     check_factors(adapter, lora.factors, headers, rename)
 
     squared_norms = torch.zeros(3, dtype=torch.double)  # of the weights, the deltas, what is lost

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import transformers
 
 import benchmarks
 import common
@@ -195,7 +194,7 @@ def plan_memory(args, training) -> Plan:
     on_cpu = devices[0].startswith("cpu")
     dtype = training.dtype or ("float32" if on_cpu else "bfloat16")
 
-    config = transformers.InternVLConfig.from_pretrained(vlm.find_base(args.model))
+    config = placement.read_config(vlm.find_base(args.model))
     options = memory.parse_args(list_options(args, training, config, dtype))
     rows = memory.plan(config, devices, options)
     answering_bytes = plan_answering(config, devices, args.processes, options)

@@ -21,7 +21,7 @@ import refine
 import vlm
 from tools.odd import Case, Gives, Refused
 from tools.odd_models import SHIPPED, choose
-from vlm import families
+from vlm import chat
 
 NEEDED = ("id", "video", "question")
 
@@ -426,7 +426,7 @@ def half_a_character_to_ask(directory: Path, rng) -> Case:
     half = int(rng.integers(0xDC80, 0xDD00))
     texts = [("--ask", f"why {chr(half)}?")]
     words = f"--ask has \\u{half:x}, half of a character"
-    return Refused(functools.partial(families.check_texts, byte_level(), texts), (words,))
+    return Refused(functools.partial(chat.check_texts, byte_level(), texts), (words,))
 
 
 CASES = [

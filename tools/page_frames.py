@@ -1,17 +1,16 @@
 """The frames that the model saw of a video, as one small picture, for tools.page."""
 
 import base64
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import transformers
 
 import common
-import media
 import vlm
-from vlm import families, placement
+from vlm import families, placement, prefix
 
 HEIGHT = 64  # pixels of a frame on the page
 QUALITY = 75  # of the JPEG
@@ -23,7 +22,7 @@ class Shown(NamedTuple):
     root: Path
     model: str  # directory or hub name
     n_frames: int
-    size: int  # pixels a side
+    config: transformers.PretrainedConfig
 
 
 def make_strips(to_show: dict[Path, list[dict]]) -> tuple[dict[str, str], list[str]]:
@@ -73,7 +72,7 @@ def read_how_shown(output: Path) -> Shown:
     if not isinstance(root, str) or not isinstance(asked, int | None):
         raise common.InputError(f"{meta}: `root` is no path, or `frames` is no number")
     n_frames = families.choose_n_frames(asked, config)
-    return Shown(Path(root), model, n_frames, config.vision_config.image_size[0])
+    return Shown(Path(root), model, n_frames, config)
 
 
 def find_model(meta: Path) -> str:
@@ -100,17 +99,16 @@ def make_strip(shown: Shown, row: dict) -> str:
     Raises:
         OSError: if the video cannot be read, or is not below the recorded root
     """
-    frames = [
-        cv2.resize(frame, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA)
-        for frame in read_frames(shown, row)
-    ]
-    strip = cv2.cvtColor(np.concatenate(frames, axis=1), cv2.COLOR_RGB2BGR)
+    frames = read_frames(shown, row)  # (F, height, width, 3)
+    width = max(1, round(HEIGHT * frames.shape[2] / frames.shape[1]))
+    small = [cv2.resize(frame, (width, HEIGHT), interpolation=cv2.INTER_AREA) for frame in frames]
+    strip = cv2.cvtColor(np.concatenate(small, axis=1), cv2.COLOR_RGB2BGR)
     _, jpeg = cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"
 
 
 def read_frames(shown: Shown, row: dict) -> np.ndarray:
-    """Read the frames of what a row is about as the model saw them, uint8 (F, size, size, 3), RGB.
+    """Read the frames of what a row is about as the model saw them: uint8 (F, height, width, 3).
 
     Raises:
         OSError: if the video cannot be read, or is not below the recorded root
@@ -118,12 +116,4 @@ def read_frames(shown: Shown, row: dict) -> np.ndarray:
     name = Path(row["video"])
     if ".." in name.parts or name.is_absolute():
         raise OSError(f"{name} is not below the videos' root")
-    sample = media.sample_frames(
-        shown.root / name,
-        shown.n_frames,
-        row.get("start"),
-        row.get("end"),
-        by_rate="benchmark" in row,
-        shrink=partial(families.shrink, size=shown.size),
-    )
-    return sample.frames
+    return prefix.sample_segment(shown.root, row, shown.n_frames, shown.config).frames

@@ -10,9 +10,11 @@ import dpo
 import prompts
 import vlm
 from tools import page_frames, report_rounds
-from vlm import placement, prefix
+from vlm import families, placement, prefix
 
 VIDEO = -1
+HEIGHT = 360  # of the frame that is drawn, in pixels
+WIDTH = 640
 
 # ------------------------------------------------------------------------------
 # The packed sequence of a video: one frame, and two pairs about it
@@ -59,13 +61,16 @@ def lay_out(model: str, path: Path, pairs: list[dict]) -> dict:
     """Lay out pairs about one frame, whose visual tokens are drawn as one; see draw_packed."""
     tokenizer = vlm.load_tokenizer(model)
     config = placement.read_config(vlm.find_base(model))
-    before, *_, after = split(vlm.encode_prefix(tokenizer, config, 1), config.image_token_id)
-    video = [*before, config.image_token_id, *after]
+    placeholder = families.find_placeholder(config)
+    size = families.choose_size(config, HEIGHT, WIDTH)
+    ids = families.encode_video(tokenizer, config, size, [0.0])
+    before, *_, after = split(ids, placeholder)
+    video = [*before, placeholder, *after]
     branches = encode(tokenizer, path, pairs)
     packed = prefix.pack(len(video), branches)
 
     texts = [tokenizer.decode([token]) for token in [*video, *packed.ids.tolist()]]
-    texts[len(before)] = f"{config.image_seq_length} visual tokens"
+    texts[len(before)] = f"{ids.count(placeholder)} visual tokens"
     owners = [VIDEO] * len(video)
     for number, branch in enumerate(branches):
         owners += [number] * (len(branch.prompt) + len(branch.answer))

@@ -166,7 +166,7 @@ def look_at_ours(directory: Path) -> dict:
     model = vlm.load_model(directory / "model", ["cpu"], torch.float32)
     tokenizer = vlm.load_tokenizer(directory / "model")
     frames = media.sample_frames(directory / "videos" / "round1" / VIDEO, N_FRAMES).frames
-    ours = {"pixels": families.pixel_values(frames, IMAGE).numpy()}
+    ours = {"pixels": families.pixel_values(frames, (IMAGE, IMAGE)).numpy()}
     prefix = families.encode_prefix(tokenizer, model.config, N_FRAMES)
     for number, (question, chosen, rejected) in enumerate(PAIRS):
         prompt = prompts.fill(prompts.DEFAULT.answer, question=question)

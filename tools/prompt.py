@@ -26,7 +26,7 @@ import common
 import dpo
 import prompts
 import vlm
-from vlm import families, limits, placement
+from vlm import chat, families, limits, placement, prefix
 
 
 class Exchange(NamedTuple):
@@ -116,7 +116,7 @@ def show_text(tokenizer, ids: list[int], mark) -> list[str]:
 
     mark: a function that makes a control token visible
     """
-    controls = families.control_tokens(tokenizer)
+    controls = chat.control_tokens(tokenizer)
     pieces = []
     for stretch in cut(ids, controls):
         token = controls.get(stretch[0])
@@ -131,7 +131,7 @@ def show_text(tokenizer, ids: list[int], mark) -> list[str]:
 
 def show_ids(tokenizer, ids: list[int]) -> str:
     """Show token ids as numbers; a control token that is repeated as 5 x 256."""
-    controls = families.control_tokens(tokenizer)
+    controls = chat.control_tokens(tokenizer)
     shown = []
     for stretch in cut(ids, controls):
         repeated = stretch[0] in controls and len(stretch) > 1
@@ -139,15 +139,18 @@ def show_ids(tokenizer, ids: list[int]) -> str:
     return ", ".join(shown)
 
 
-def leave_out_frames(pieces: list[str], placeholder: str, n_frames: int) -> list[str]:
-    """Leave out all frames but the first and the last, if there are more than three.
-
-    placeholder: the piece that stands for a frame; one control token is before it, one behind it
-    """
-    frames = [number for number, piece in enumerate(pieces) if piece == placeholder]
-    if n_frames <= 3 or len(frames) != n_frames:
+def show_video(tokenizer, config, ids: list[int], mark) -> list[str]:
+    """Show a video's token ids: of more than three frames, or pairs, the first and the last."""
+    placeholder = families.find_placeholder(config)
+    runs = [run for run in cut(ids, chat.control_tokens(tokenizer)) if run[0] == placeholder]
+    pieces = show_text(tokenizer, ids, mark)
+    if len(runs) <= 3:
         return pieces
-    between = f"\n... frames 2 to {n_frames - 1} in the same way ...\n"
+    # A run of placeholders has one control token before it and one behind it
+    shown = "".join(show_text(tokenizer, runs[0], mark))
+    frames = [number for number, piece in enumerate(pieces) if piece == shown]
+    what = "frames" if config.model_type == "internvl" else "pairs of frames"
+    between = f"\n... {what} 2 to {len(runs) - 1} in the same way ...\n"
     last = frames[-1] - 2  # the text "Frame32: " is before the control token
     return [*pieces[: frames[0] + 2], between, pieces[last].lstrip(), *pieces[last + 1 :]]
 
@@ -199,21 +202,18 @@ def main():
     config = placement.read_config(vlm.find_base(args.model))
     tokenizer = vlm.load_tokenizer(args.model)
     n_frames = families.choose_n_frames(args.frames or read_frames(args.file), config)
-    prefix = vlm.encode_prefix(tokenizer, config, n_frames)
+    video = encode_video(args, row, tokenizer, config, n_frames)
     mark = mark_in_reverse if sys.stdout.isatty() else mark_in_brackets
-    placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
-    frame = mark(f"{placeholder} x {config.image_seq_length}")
-
-    print(f"\n---- the video: {n_frames} frames, {len(prefix)} tokens")
-    print("".join(leave_out_frames(show_text(tokenizer, prefix, mark), frame, n_frames)))
+    print(f"\n---- the video: {n_frames} frames, {len(video)} tokens")
+    print("".join(show_video(tokenizer, config, video, mark)))
     if args.ids:
-        print(f"ids: {show_ids(tokenizer, prefix)}")
+        print(f"ids: {show_ids(tokenizer, video)}")
     for title, prompt, answer in exchanges:
         branch = vlm.encode_branch(tokenizer, prompt, answer)
         n_prompt, n_answer = len(branch.prompt), len(branch.answer)
         print(
             f"\n---- {title}: prompt {n_prompt} tokens, answer {n_answer} tokens; with the video "
-            f"{len(prefix) + n_prompt + n_answer} of {limits.count_positions(config)} positions"
+            f"{len(video) + n_prompt + n_answer} of {limits.count_positions(config)} positions"
         )
         for ids in branch:
             print("".join(show_text(tokenizer, ids, mark)).removesuffix("\n"))
@@ -221,6 +221,16 @@ def main():
                 print(f"ids: {show_ids(tokenizer, ids)}")
             if ids is branch.prompt:
                 print("-- answer")
+
+
+def encode_video(args, row: dict, tokenizer, config, n_frames: int) -> list[int]:
+    """Encode a row's video. It is read if its tokens depend on its own size and times."""
+    if config.model_type == "internvl":
+        return vlm.encode_prefix(tokenizer, config, n_frames)
+    [root] = common.read_keys(common.meta_path(args.file), "root")
+    sample = prefix.sample_segment(root, row, n_frames, config)
+    size = families.choose_size(config, *sample.frames.shape[1:3])
+    return families.encode_video(tokenizer, config, size, sample.seconds)
 
 
 def name_source(args) -> str:

@@ -5,22 +5,16 @@ lora.py        low-rank factors beside the weights; adapter directories as PEFT 
 attention.py   attention to a video whose keys and values are held once for many rows
 files.py       which files hold the weights of a checkpoint, and what else it has
 limits.py      which models can be used, and how many frames they can take
-families.py    how a video enters a family of models: pixels and token ids
+families.py    how a video enters a family of models: pixels, token ids, positions
+chat.py        what is said to a model as token ids, and the chat template around it
 prefix.py      a video is read once, whatever is asked about it: start here
 
 The stages use what is listed below, as vlm.NAME.
 """
 
 from vlm.attention import SharedLayer, shared_prefix_attention
-from vlm.families import (
-    END_OF_TURN,
-    IMAGE_MEAN,
-    IMAGE_STD,
-    chat_parts,
-    encode_prefix,
-    list_texts,
-    pixel_values,
-)
+from vlm.chat import END_OF_TURN, chat_parts, list_texts
+from vlm.families import IMAGE_MEAN, IMAGE_STD, encode_prefix, pixel_values
 from vlm.files import carry_over, share
 from vlm.limits import check_room
 from vlm.lora import Adapter, add_lora, read_adapter, save_adapter

@@ -30,10 +30,19 @@ class SharedLayer(DynamicLayer):
     The base class holds what each row has after its video.
     """
 
-    def __init__(self, keys, values):
-        """Take the videos' keys and values, each (V, kv heads, P, D)."""
+    def __init__(self, keys, values, padding: list[int] | None = None):
+        """Take the videos' keys and values.
+
+        Args:
+            keys, values: (V, kv heads, P, D)
+            padding: for each video how many of its first keys are none; None: there is no such
+        """
         super().__init__()
-        self.videos = keys, values
+        hidden = None
+        if padding and any(padding):
+            places = torch.arange(keys.shape[2], device=keys.device)
+            hidden = places < torch.tensor(padding, device=keys.device)[:, None]  # (V, P)
+        self.videos = keys, values, hidden
 
     def update(self, *args, **kwargs):
         keys, values = super().update(*args, **kwargs)  # (V * B, kv heads, n_own, D)
@@ -41,7 +50,7 @@ class SharedLayer(DynamicLayer):
         return keys, values
 
     def get_seq_length(self):
-        video_keys, _ = self.videos
+        video_keys, *_ = self.videos
         return video_keys.shape[2] + super().get_seq_length()
 
 
@@ -80,7 +89,7 @@ def attend_to_shared_videos(query, key, value, attention_mask, scaling):
 
     query (V * B, heads, N, D), key and value (V * B, kv heads, n_own, D) -> (V * B, N, heads, D)
     """
-    video_keys, video_values = key.videos  # (V, kv heads, P, D)
+    video_keys, video_values, hidden = key.videos  # (V, kv heads, P, D), twice; (V, P) or None
     n_videos, n_kv_heads, n_video, _ = video_keys.shape
     n_own = key.shape[2]
 
@@ -101,6 +110,8 @@ def attend_to_shared_videos(query, key, value, attention_mask, scaling):
 
     scores = query.flatten(2, 4) @ video_keys.mT  # (V, kv heads, B * G * N, P)
     scores = scores.view(*query.shape[:5], n_video)  # (V, kv heads, B, G, N, P)
+    if hidden is not None:  # videos of fewer tokens are padded
+        scores = scores.masked_fill(hidden[:, None, None, None, None], float("-inf"))
     own_scores = query @ own_keys.mT  # (V, kv heads, B, G, N, n_own)
     own_scores = own_scores.masked_fill(~visible, float("-inf"))
     scores = torch.cat([scores, own_scores], -1) * scaling  # (V, kv heads, B, G, N, P + n_own)

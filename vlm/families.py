@@ -1,73 +1,320 @@
-"""How a video enters a family of models: its pixels, and the token ids that stand for it.
+"""How a video enters a family of models: its pixels, the token ids that stand for it, positions.
 
-There is one family so far, transformers' InternVL. A prompt begins with the video:
+All that differs from family to family is in here; what follows the video is the same for all. A
+prompt begins with the video:
 
-    <|im_start|>user
-    Frame1: <img><IMG_CONTEXT>...<IMG_CONTEXT></img>
-    Frame2: <img><IMG_CONTEXT>...<IMG_CONTEXT></img>
-    ...
+    InternVL      <|im_start|>user
+                  Frame1: <img><IMG_CONTEXT>...<IMG_CONTEXT></img>
+                  Frame2: <img><IMG_CONTEXT>...<IMG_CONTEXT></img>
+                  ...
+    Qwen3-VL      <|im_start|>user
+                  <0.3 seconds><|vision_start|><|video_pad|>...<|vision_end|><1.3 seconds>...
+    Qwen2.5-VL    <|im_start|>user
+                  <|vision_start|><|video_pad|>...<|vision_end|>
 
-with one <IMG_CONTEXT> for each visual token; the vision tower's features take their places.
+with one <IMG_CONTEXT> or <|video_pad|> for each visual token; the vision tower's features take
+their places. Tokens of InternVL are numbered. Those of Qwen-VL have three positions, time, row and
+column; in a text all three are the same, and go on behind the largest of the video's.
 
-Shapes: F frames, P tokens of the video (the prefix).
+Shapes: F frames, P tokens of the video (the prefix). Qwen-VL makes tokens of two frames together:
+T pairs of frames, of h x w tokens each; a token is 2 x 2 patches.
 """
 
-import functools
-import json
-import re
+import itertools
+import math
+from typing import NamedTuple
 
-import tokenizers
+import numpy as np
 import torch
 
 import common
+from vlm import chat
 
-END_OF_TURN = "<|im_end|>"  # of every InternVL chat template; it is the last token of an answer
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB
+QWEN = ("qwen3_vl", "qwen2_5_vl")
+FAMILIES = ("internvl", *QWEN)  # model_type of config.json
+
+# Mean and standard deviation of pixels, RGB
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # InternVL: ImageNet's
 IMAGE_STD = (0.229, 0.224, 0.225)
+QWEN_PIXELS = {
+    "qwen3_vl": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "qwen2_5_vl": (  # CLIP's
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+}
+QWEN_TOKENS = (128, 768)  # of two frames, at least and at most, as in qwen-vl-utils
+
+
+class Look(NamedTuple):
+    """A video as a model has looked at it."""
+
+    ids: torch.Tensor  # (1, P) token ids, with a placeholder for each visual token
+    positions: torch.Tensor  # (1, P), or (3, 1, P): where the tokens stand
+    inputs: dict  # keyword arguments of a forward pass over ids: the features, ready for the model
 
 
 @torch.no_grad()
-def look_internvl(model, tokenizer, frames):
-    """Run the vision tower and the projector over frames, uint8 (F, height, width, 3), RGB.
+def look(model, tokenizer, frames, seconds) -> Look:
+    """Run the vision tower and the projector over a video, once, whatever is asked about it.
 
-    Returns:
-        ids: (1, P) token ids, with a placeholder for each visual token
-        inputs: keyword arguments of a forward pass over ids; they contain the visual tokens,
-            (F, tokens per frame, hidden), so that neither tower nor projector runs again
+    Args:
+        frames: uint8 (F, height, width, 3), RGB
+        seconds: (F,) when each of them is shown; InternVL is not told
     """
-    size = model.config.vision_config.image_size[0]
-    pixels = pixel_values(frames, size).to(model.device, model.dtype)  # (F, 3, size, size)
-    prefix = encode_prefix(tokenizer, model.config, len(frames))
-    ids = torch.tensor([prefix], device=model.device)
-    features = model.get_image_features(pixel_values=pixels)
-    return ids, {"mm_encoder_outputs": {"image": features}}
+    if model.config.model_type == "internvl":
+        return look_internvl(model, tokenizer, frames)
+    return look_qwen(model, tokenizer, frames, seconds)
 
 
-def pixel_values(frames, size: int):
-    """Resize and normalize frames, uint8 (F, height, width, 3) -> float32 (F, 3, size, size).
+def choose_size(config, height: int, width: int) -> tuple[int, int]:
+    """Choose the size in which a model sees frames of a size, all in pixels."""
+    if config.model_type == "internvl":  # a square, whatever the shape was, as InternVL does it
+        return tuple(config.vision_config.image_size)
+    unit = 2 * config.vision_config.patch_size
+    return fit(height, width, unit, *read_bounds(config))
 
-    Bicubic, with antialiasing, to a square whatever the shape was, as InternVL does with video.
+
+def count_tokens(config, n_frames: int) -> tuple[int, int]:
+    """Count the tokens of a video: at least, and at most (a little more than they are)."""
+    if config.model_type == "internvl":
+        visual = n_frames * config.image_seq_length
+        return visual, visual + 8 * n_frames  # 8: "Frame1: <img></img>\n"
+    least, most = read_bounds(config)
+    n_pairs = math.ceil(n_frames / 2)
+    return n_pairs * least, n_pairs * (most + 12)  # 12: the time, and the marks around a pair
+
+
+def encode_video(tokenizer, config, size: tuple[int, int], seconds) -> list[int]:
+    """Encode everything up to the end of a video, which all prompts about it share: P ids.
+
+    Args:
+        size: of its frames, as choose_size gives it
+        seconds: (F,) when they are shown
     """
-    images = resize(frames, size)  # (F, 3, size, size)
-    mean = torch.tensor(IMAGE_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGE_STD).view(3, 1, 1)
+    if config.model_type == "internvl":
+        return encode_prefix(tokenizer, config, len(seconds))
+    return encode_qwen(tokenizer, config, size, make_even(seconds))
+
+
+def find_placeholder(config) -> int:
+    """Find the id of the token that stands for a visual token."""
+    return config.image_token_id if config.model_type == "internvl" else config.video_token_id
+
+
+# ------------------------------------------------------------------------------
+# InternVL
+
+
+def look_internvl(model, tokenizer, frames) -> Look:
+    """Look at frames, each by itself: the features are (F, tokens per frame, hidden)."""
+    size = choose_size(model.config, *frames.shape[1:3])
+    pixels = pixel_values(frames, size, IMAGE_MEAN, IMAGE_STD)  # (F, 3, size, size)
+    features = model.get_image_features(pixel_values=pixels.to(model.device, model.dtype))
+    ids = encode_prefix(tokenizer, model.config, len(frames))
+    return Look(
+        ids=torch.tensor([ids], device=model.device),
+        positions=torch.arange(len(ids), device=model.device)[None],  # (1, P)
+        inputs={"mm_encoder_outputs": {"image": features}},
+    )
+
+
+def encode_prefix(tokenizer, config, n_frames: int) -> list[int]:
+    """Encode everything up to the end of the video, which all prompts about it share: P ids."""
+    placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
+    placeholders = placeholder * config.image_seq_length
+    before_user, _ = chat.chat_parts(tokenizer)
+    frames = [f"Frame{n + 1}: <img>{placeholders}</img>\n" for n in range(n_frames)]
+    return chat.encode(tokenizer, before_user + "".join(frames))
+
+
+# ------------------------------------------------------------------------------
+# Qwen3-VL and Qwen2.5-VL
+
+
+def look_qwen(model, tokenizer, frames, seconds) -> Look:
+    """Look at frames two by two: the features are (T * h * w, hidden).
+
+    Qwen3-VL also has features for its first layers, which go with them ("deepstack").
+    """
+    config = model.config
+    frames = make_even(frames)
+    seconds = make_even(seconds)
+    size = choose_size(config, *frames.shape[1:3])
+    pixels = pixel_values(frames, size, *QWEN_PIXELS[config.model_type])  # (F, 3, height, width)
+    patch = config.vision_config.patch_size
+    grid = (len(frames) // 2, size[0] // patch, size[1] // patch)  # in patches
+    patches = cut_in_patches(pixels, patch)  # (T * 4 * h * w, 3 * 2 * patch * patch)
+    features = model.get_video_features(
+        pixel_values_videos=patches.to(model.device, model.dtype),
+        video_grid_thw=torch.tensor([grid], device=model.device),
+    )
+    ids = encode_qwen(tokenizer, config, size, seconds)
+    positions = place_qwen(config, ids, size, seconds)  # (3, P)
+    return Look(
+        ids=torch.tensor([ids], device=model.device),
+        positions=positions[:, None].to(model.device),  # (3, 1, P)
+        inputs={"mm_encoder_outputs": {"video": features}},
+    )
+
+
+def make_even(of_frames) -> np.ndarray:
+    """Show the last frame twice if their number F is odd, as Qwen's processor does.
+
+    of_frames: (F, ...), the frames or their seconds
+    """
+    of_frames = np.asarray(of_frames)
+    return np.concatenate([of_frames, of_frames[len(of_frames) - len(of_frames) % 2 :]])
+
+
+def read_bounds(config) -> tuple[int, int]:
+    """Read how many tokens two frames have at least and at most: --frame-tokens, or Qwen's own."""
+    bounds = getattr(config, "frame_tokens", QWEN_TOKENS)
+    if not (
+        len(bounds) == 2 and all(type(n) is int for n in bounds) and 1 <= bounds[0] <= bounds[1]
+    ):
+        raise common.InputError(
+            f"--frame-tokens, or frame_tokens of config.json: {bounds} are not two whole numbers "
+            "from 1 on, the larger one last"
+        )
+    return tuple(bounds)
+
+
+def take_frame_tokens(config, asked: list[int] | None):
+    """Take --frame-tokens into a config, which a model that is trained keeps."""
+    if not asked:
+        return
+    if config.model_type == "internvl":
+        raise common.InputError(
+            f"--frame-tokens is for Qwen-VL; a frame of this model has {config.image_seq_length} "
+            "tokens, always"
+        )
+    config.frame_tokens = list(asked)
+    read_bounds(config)
+
+
+def fit(height: int, width: int, unit: int, least: int, most: int) -> tuple[int, int]:
+    """Round both sides to multiples of a unit, and keep the shape -> pixels, as in qwen-vl-utils.
+
+    Args:
+        unit: pixels a side of a token
+        least, most: tokens in all
+
+    >>> fit(360, 640, 28, 128, 768)
+    (364, 644)
+    >>> fit(1080, 1920, 28, 128, 768)  # 39 x 69 would be more than 768
+    (560, 1008)
+    """
+    rows = max(1, round(height / unit))
+    columns = max(1, round(width / unit))
+    if rows * columns > most:
+        scale = math.sqrt(most / (height * width))  # tokens a pixel, along a side
+        rows = max(1, math.floor(height * scale))
+        columns = max(1, math.floor(width * scale))
+    elif rows * columns < least:
+        scale = math.sqrt(least / (height * width))
+        rows = math.ceil(height * scale)
+        columns = math.ceil(width * scale)
+    return rows * unit, columns * unit
+
+
+def cut_in_patches(pixels, patch: int):
+    """Cut frames into patches through two frames, in the order that Qwen's tower reads them.
+
+    The 2 x 2 patches of a token come one after another.
+
+    pixels: (F, 3, height, width), F even -> (T * 4 * h * w, 3 * 2 * patch * patch)
+    """
+    n_frames, channels, height, width = pixels.shape
+    rows = height // patch // 2
+    columns = width // patch // 2
+    cut = pixels.view(n_frames // 2, 2, channels, rows, 2, patch, columns, 2, patch)
+    # -> T, h, w, the 2 x 2 patches, channel, the two frames, and a patch's pixels
+    cut = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return cut.reshape(-1, channels * 2 * patch * patch)
+
+
+def encode_qwen(tokenizer, config, size, seconds) -> list[int]:
+    """Encode everything up to the end of the video: P ids.
+
+    Qwen3-VL is told the time of each pair of frames in words, the mean of both. There are no other
+    marks around all of them, as at its release and in vLLM; transformers since 5.0 has two more.
+    """
+    unit = 2 * config.vision_config.patch_size
+    n_tokens = (size[0] // unit) * (size[1] // unit)  # of a pair of frames
+    placeholder = tokenizer.convert_ids_to_tokens(config.video_token_id)
+    times = seconds.reshape(-1, 2).mean(1)  # (T,)
+    if config.model_type == "qwen3_vl":
+        of_pair = f"<|vision_start|>{placeholder * n_tokens}<|vision_end|>"
+        video = "".join(f"<{time:.1f} seconds>{of_pair}" for time in times)
+    else:
+        video = f"<|vision_start|>{placeholder * n_tokens * len(times)}<|vision_end|>"
+    before_user, _ = chat.chat_parts(tokenizer)
+    return chat.encode(tokenizer, before_user + video)
+
+
+def place_qwen(config, ids: list[int], size, seconds) -> torch.Tensor:
+    """Give time, row and column of each token -> (3, P).
+
+    A text has the same number three times. Visual tokens count from the number behind the text
+    before them; what follows them goes on behind their largest. A pair of frames is one step of
+    time in Qwen3-VL, which has the seconds in words; in Qwen2.5-VL it is `tokens_per_second` a
+    second, rounded down. As in Qwen's training code (qwen-vl-finetune, rope2d.py); transformers 5
+    goes on behind the largest row or column, even if time went further.
+    """
+    unit = 2 * config.vision_config.patch_size
+    rows = size[0] // unit
+    columns = size[1] // unit
+    step = 0.0  # of time, from one pair of frames to the next
+    if config.model_type == "qwen2_5_vl":
+        between = (seconds[-1] - seconds[0]) / (len(seconds) - 1)  # two frames, in seconds
+        step = config.vision_config.tokens_per_second * 2 * between
+
+    parts = []
+    behind = 0
+    for is_visual, run in itertools.groupby(ids, lambda token: token == config.video_token_id):
+        n_tokens = len(list(run))
+        if is_visual:
+            pairs = torch.arange(n_tokens // (rows * columns))
+            times = (pairs * step).long()
+            axes = torch.meshgrid(times, torch.arange(rows), torch.arange(columns), indexing="ij")
+            places = torch.stack(axes).flatten(1)  # (3, tokens)
+        else:
+            places = torch.arange(n_tokens).expand(3, -1)
+        parts.append(behind + places)
+        behind = parts[-1].max().item() + 1
+    return torch.cat(parts, 1)
+
+
+# ------------------------------------------------------------------------------
+# Frames
+
+
+def pixel_values(frames, size: tuple[int, int], mean=IMAGE_MEAN, std=IMAGE_STD):
+    """Resize and normalize frames, uint8 (F, height, width, 3) -> float32 (F, 3, *size).
+
+    Bicubic, with antialiasing.
+    """
+    images = resize(frames, size)  # (F, 3, height, width)
+    mean = torch.tensor(mean).view(3, 1, 1)
+    std = torch.tensor(std).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
-def resize(frames, size: int):
-    """Resize frames, uint8 (F, height, width, 3) -> uint8 tensor (F, 3, size, size)."""
+def resize(frames, size: tuple[int, int]):
+    """Resize frames, uint8 (F, height, width, 3) -> uint8 tensor (F, 3, *size)."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (F, 3, height, width)
-    if images.shape[-2:] == (size, size):  # `shrink` did it
+    if images.shape[-2:] == size:  # `shrink` did it
         return images
-    return torch.nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    return torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
 
 
-def shrink(frame, size: int):
-    """Resize one frame, as soon as it is decoded: uint8 (height, width, 3) -> (size, size, 3).
+def shrink(frame, config):
+    """Resize one frame, as soon as it is decoded: uint8 (height, width, 3), to what is seen of it.
 
     pixel_values gives the same pixels of it as of the frame at its full size.
     """
-    [image] = resize(frame[None], size)  # (3, size, size)
+    [image] = resize(frame[None], choose_size(config, *frame.shape[:2]))  # (3, height, width)
     return image.permute(1, 2, 0).numpy()
 
 
@@ -79,221 +326,3 @@ def choose_n_frames(asked: int | None, config) -> int:
             f"config.json: num_frames is {says!r}, not a whole number from 1 on; or give --frames"
         )
     return asked or says or common.DEFAULT_FRAMES
-
-
-def encode_prefix(tokenizer, config, n_frames: int) -> list[int]:
-    """Encode everything up to the end of the video, which all prompts about it share: P ids."""
-    placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
-    placeholders = placeholder * config.image_seq_length
-    before_user, _ = chat_parts(tokenizer)
-    frames = [f"Frame{n + 1}: <img>{placeholders}</img>\n" for n in range(n_frames)]
-    return encode(tokenizer, before_user + "".join(frames))
-
-
-def encode(tokenizer, text: str) -> list[int]:
-    """Encode a text of ours or of the chat template, in which <|im_end|> ends a turn.
-
-    verbose: a tokenizer warns of texts that are longer than its model_max_length, which says
-    nothing about the model; a video alone may be longer.
-    """
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
-
-
-def encode_text(tokenizer, text: str, template: str) -> list[int]:
-    """Encode a text with the template's text that follows it; only the latter has control tokens.
-
-    Questions and answers come from models, users and files. `<|im_end|>` in one of them is written
-    out in ordinary tokens: it must not end the turn. Any other text is encoded in one piece with
-    the template, since its last letters may merge with what follows.
-
-    Raises:
-        InputError: if the tokenizer has no ordinary tokens for it
-    """
-    template_ids = list(encode_template(tokenizer, template))
-    controls = find_controls(tokenizer, template_ids, template)
-    ids = encode(tokenizer, text + template)
-    if find_controls(tokenizer, ids, text + template) == controls:
-        return ids
-
-    written_out = text_backend(tokenizer).encode(text, add_special_tokens=False)
-    ids = tokenizer.convert_tokens_to_ids(written_out.tokens)
-    unknown = tokenizer.unk_token  # ordinary here: what the tokenizer makes of unknown words
-    found = [token for token in find_controls(tokenizer, ids, text) if token != unknown]
-    if found:
-        raise common.InputError(
-            f"{found[0]} in {text!r} is a control token, which this tokenizer cannot encode as "
-            "text; take it out"
-        )
-    return ids + template_ids
-
-
-@functools.lru_cache(64)
-def encode_template(tokenizer, template: str) -> tuple[int, ...]:
-    """Encode a text of the chat template, of which there are few."""
-    return tuple(encode(tokenizer, template))
-
-
-def find_controls(tokenizer, ids: list[int], text: str) -> list[str]:
-    """List the control tokens among the ids of a text, in order.
-
-    The token of unknown words is one only where the text itself has it: some tokenizers give that
-    role to <|endoftext|>, others give it to any word that they do not know.
-    """
-    controls = control_tokens(tokenizer)
-    found = [controls[id] for id in ids if id in controls]
-    return [token for token in found if token != tokenizer.unk_token or token in text]
-
-
-@functools.lru_cache(4)
-def control_tokens(tokenizer) -> dict[int, str]:
-    """Find the tokens of a tokenizer that are no text: {id: token}.
-
-    They are its special tokens, and of those that were added to it the ones that begin with a sign:
-    <think>, [INST], ###Human:. Other added tokens are words, or blanks (the tiny model has the
-    names of our error types).
-    """
-    controls = {}
-    for id, token in tokenizer.added_tokens_decoder.items():
-        if token.special or re.match(r"[\s\u2581]*[^\w\s\u2581]", token.content):
-            controls[id] = token.content
-    return controls
-
-
-@functools.lru_cache(4)
-def text_backend(tokenizer) -> tokenizers.Tokenizer:
-    """Make the same tokenizer without its control tokens, for which it then sees letters.
-
-    Its tokens are to be used, not its ids: where a control token is left out, the others move up.
-    """
-    if not tokenizer.is_fast:
-        raise common.InputError(
-            f"{tokenizer.name_or_path}: it has no tokenizer.json, without which control tokens "
-            "such as <|im_end|> in a question cannot be encoded as text"
-        )
-    controls = control_tokens(tokenizer)
-    whole = json.loads(tokenizer.backend_tokenizer.to_str())
-    whole["added_tokens"] = [
-        token for token in whole["added_tokens"] if token["id"] not in controls
-    ]
-    whole["truncation"] = None
-    whole["padding"] = None
-    return tokenizers.Tokenizer.from_str(json.dumps(whole))
-
-
-def check_texts(tokenizer, texts: list[tuple[str, str]]):
-    """Raise InputError if a text cannot be encoded as text.
-
-    Words that its vocabulary has no token for are said in one line.
-
-    texts: [(where it is from, for the message; the text), ...]
-    """
-    unknown = {}  # word: where it is first
-    for where, text in texts:
-        if half := common.find_surrogate(text):
-            raise common.InputError(f"{where} has {half}, half of a character, which is no text")
-        try:
-            ids = encode_text(tokenizer, text, "")
-        except common.InputError as error:
-            raise common.InputError(f"{where}: {error}") from error
-        if tokenizer.unk_token_id in ids:
-            for word in find_unknown(tokenizer, text):
-                unknown.setdefault(word, where)
-    if unknown:
-        tell_unknown(tokenizer, unknown)
-
-
-def find_unknown(tokenizer, text: str) -> list[str]:
-    """List the words of a text that a tokenizer has no token for; to most there are none."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    found = []
-    for id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
-        if id == tokenizer.unk_token_id:
-            found.append(text[start:end])
-    return found
-
-
-def tell_unknown(tokenizer, unknown: dict[str, str]):
-    """Print a line about the words that a model does not know: {word: where it is first}."""
-    words = list(unknown)
-    listed = ", ".join(words[:10])
-    if len(words) > 10:
-        listed += f" and {len(words) - 10} more"
-    print(
-        f"{tokenizer.name_or_path} does not know these words, and reads each as the same unknown "
-        f"one: {listed} ({unknown[words[0]]}). A small teaching model knows only the words that "
-        "its tokenizer.json lists"
-    )
-
-
-def list_texts(path, groups: list, keys: tuple) -> list[tuple[str, str]]:
-    """List the texts that rows have under these keys, for check_texts.
-
-    groups: [(video, its rows), ...]; rows that were dropped are passed over
-    """
-    texts = []
-    for _, rows in groups:
-        for row in rows:
-            if "dropped" not in row:
-                texts += [(f"{path}, row {row['id']!r}, {key!r}", row[key]) for key in keys]
-    return texts
-
-
-# ------------------------------------------------------------------------------
-# The chat template
-
-
-def chat_parts(tokenizer) -> tuple[str, str]:
-    """Split the chat template at the user's words.
-
-    Returns:
-        (text before the user's words, text between them and the answer)
-    """
-    return split_template(tokenizer, str(tokenizer.chat_template))
-
-
-@functools.lru_cache(4)
-def split_template(tokenizer, template: str) -> tuple[str, str]:
-    """Do what chat_parts does, once for each template, which takes as long as to encode a text."""
-    words = "[the words of the user]"  # no template has this in its own text
-    messages = [{"role": "user", "content": words}]
-    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, after = chat.split(words)
-    return before, after
-
-
-def check_chat_template(tokenizer):
-    """Raise InputError if turns cannot be made by the chat template, or do not end in END_OF_TURN.
-
-    dpo.py trains that token as the end of an answer, and decoding stops at it.
-    """
-    words = {"user": "[the words of the user]", "assistant": "[the words of the assistant]"}
-    messages = [{"role": role, "content": text} for role, text in words.items()]
-    try:
-        template = tokenizer.chat_template
-        if template is None:
-            raise common.InputError("there is none")
-        if isinstance(template, dict) and "default" not in template:
-            names = ", ".join(sorted(template))
-            raise common.InputError(f"there are several ({names}), and none is named default")
-        chat = tokenizer.apply_chat_template(messages, tokenize=False)
-        for role, text in words.items():
-            if chat.count(text) != 1:
-                raise common.InputError(
-                    f"it does not show the words of the {role} once and as they are; content is "
-                    "one text here, not a list of parts"
-                )
-            end = chat.partition(text)[2]
-            if role == "user":
-                end = end.lstrip()  # an answer is trained without such space, a question is not
-            if not end.startswith(END_OF_TURN):
-                raise common.InputError(f"a turn of the {role} does not end in {END_OF_TURN}")
-        before, after = chat_parts(tokenizer)
-        trained = f"{before}{words['user']}{after}{words['assistant']}"
-        if not chat.startswith(trained):
-            raise common.InputError(
-                "a generated answer would not begin where the assistant's words do; "
-                "add_generation_prompt has to open its turn"
-            )
-    except Exception as error:  # of many kinds: a template is a program
-        reason = " ".join(str(error).split())
-        raise common.InputError(f"the chat template cannot be used: {reason}") from error

@@ -115,25 +115,28 @@ def check_frames(tokenizer, config, n_frames: int):
     limit = count_positions(config)
 
     def fits(n: int) -> bool:
-        # Each frame has its visual tokens at least: nothing endless is encoded
-        if n * config.image_seq_length + ROOM > limit:
+        least, _ = families.count_tokens(config, n)
+        if least + ROOM > limit:  # nothing endless is encoded
             return False
+        if config.model_type != "internvl":  # how many they are depends on the video
+            return True
         return len(families.encode_prefix(tokenizer, config, n)) + ROOM <= limit
 
     if fits(n_frames):
         return
-    most = limit // config.image_seq_length
+    least, _ = families.count_tokens(config, n_frames)
+    most = limit * n_frames // least  # more do not fit
     largest = bisect.bisect(range(1, most + 1), False, key=lambda n: not fits(n))
     hint = f"--frames {largest} fits" if largest else "not even one frame fits"
     raise common.InputError(
-        f"{n_frames} frames of {config.image_seq_length} tokens, and {ROOM} for a prompt and its "
+        f"{n_frames} frames of {least // n_frames} tokens, and {ROOM} for a prompt and its "
         f"answer, are more than the {limit} positions that the model was made for "
         f"(max_position_embeddings); {hint}"
     )
 
 
 def check_room(config, tokenizer, n_video: int, rows: list[list[int]]) -> int:
-    """Check that token ids which follow a video of n_video tokens find room behind it.
+    """Check that token ids which follow a video of n_video positions find room behind it.
 
     Returns:
         the number of positions that are left after the longest row, at least 1

@@ -20,8 +20,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
 import common
-from vlm import attention, families, files, limits
-from vlm.families import END_OF_TURN, choose_n_frames
+from vlm import attention, chat, families, files, limits
+from vlm.chat import END_OF_TURN
+from vlm.families import FAMILIES, choose_n_frames
 from vlm.lora import PEFT_PREFIX, add_lora, find_factors, read_adapter
 
 # The files that are needed, and those that a model made from this one takes over
@@ -45,6 +46,8 @@ def load(args):
     dtype = getattr(torch, args.dtype) if args.dtype else None
     tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
     config = read_config(find_base(args.model))
+    frame_tokens = getattr(args, "frame_tokens", None)  # tools.page, for one, has no such option
+    families.take_frame_tokens(config, frame_tokens)
     n_frames = choose_n_frames(args.frames, config)
     limits.check_frames(tokenizer, config, n_frames)
     answers = hasattr(args, "videos_per_batch")
@@ -52,7 +55,10 @@ def load(args):
         dtype_there = dtype or torch.bfloat16
         needed = count_answering(args.model, config, n_frames, dtype_there, args.videos_per_batch)
         tell_faster_way(needed)
-    return load_model(args.model, devices, dtype), tokenizer
+    model = load_model(args.model, devices, dtype)
+    if frame_tokens:
+        families.take_frame_tokens(model.config, frame_tokens)
+    return model, tokenizer
 
 
 def list_own_gpus() -> list[str]:
@@ -100,7 +106,7 @@ def count_answering(path, config, n_frames: int, dtype, n_videos: int = 1) -> in
 
     text = config.text_config
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    n_tokens = n_frames * (config.image_seq_length + 8)  # 8: "Frame1: <img></img>\n"
+    _, n_tokens = families.count_tokens(config, n_frames)
     n_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * n_tokens
     return n_bytes + n_videos * dtype.itemsize * n_numbers
 
@@ -122,10 +128,10 @@ def load_tokenizer(path):
             f"{path}: its tokenizer cannot be read, tokenizer.json or tokenizer_config.json is "
             f"missing or damaged ({reason})"
         ) from error
-    if END_OF_TURN not in families.control_tokens(tokenizer).values():
+    if END_OF_TURN not in chat.control_tokens(tokenizer).values():
         raise common.InputError(f"{path}: its tokenizer needs {END_OF_TURN} as a special token")
     try:
-        families.check_chat_template(tokenizer)
+        chat.check_chat_template(tokenizer)
     except common.InputError as error:
         raise common.InputError(f"{path}: {error}") from error
     return tokenizer
@@ -153,7 +159,6 @@ def load_model(path, devices=None, dtype=None):
 
     model, names = plan_model(path, dtype)
     config = model.config
-    language = model.model.language_model
     place = plan_placement(config, devices)
     for file, names_of_file in names.items():
         for device in dict.fromkeys(devices):
@@ -161,7 +166,7 @@ def load_model(path, devices=None, dtype=None):
 
     # These are in no file: a head tied to the embedding, and the buffers of rotary positions
     tie_head(model)
-    language.rotary_emb = type(language.rotary_emb)(config.text_config).to(devices[0])
+    make_buffers(model, devices[0])
 
     check_complete(model, path)
     if len(set(devices)) > 1:
@@ -195,10 +200,10 @@ def check_model(path, texts: list = ()):
     Stages call this before they write anything, so that a typo in --model leaves nothing behind.
     The tokenizer is loaded, weights are not read.
 
-    texts: that the model will be given, [(where it is from, text), ...]; see families.check_texts
+    texts: that the model will be given, [(where it is from, text), ...]; see chat.check_texts
     """
     read_config(find_base(path))
-    families.check_texts(load_tokenizer(path), texts)
+    chat.check_texts(load_tokenizer(path), texts)
     plan_model(path, torch.float32)
 
 
@@ -321,13 +326,13 @@ def find_checkpoint(base, adapter=None) -> Path:
             ) from error
 
     [kind] = common.read_keys(directory / "config.json", "model_type")
-    if kind == "internvl_chat":
+    if kind not in FAMILIES:
+        hint = ""
+        if kind == "internvl_chat":
+            hint = f"; convert it: python -m tools.convert {base} DST"
         raise common.InputError(
-            f"{base}: unknown class {kind}, not internvl; "
-            f"convert it: python -m tools.convert {base} DST"
+            f"{base}: unknown class {kind}, not {', '.join(FAMILIES[:-1])} or {FAMILIES[-1]}{hint}"
         )
-    if kind != "internvl":
-        raise common.InputError(f"{base}: unknown class {kind}, not internvl")
     return directory
 
 
@@ -402,6 +407,13 @@ def tie_head(model):
         head.weight = embedding.weight
     else:
         model.all_tied_weights_keys.clear()  # so that both are saved
+
+
+def make_buffers(model, device: str):
+    """Make the buffers that are in no file, those of rotary positions, as the library does."""
+    for module in list(model.modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            module._buffers = type(module)(module.config).to(device)._buffers
 
 
 def check_complete(model, path):

@@ -25,7 +25,7 @@ import transformers
 
 import common
 import media
-from vlm import attention, families, limits
+from vlm import attention, chat, families, limits
 
 
 class Branch(NamedTuple):
@@ -39,11 +39,11 @@ def encode_branch(tokenizer, prompt: str, answer: str = "") -> Branch:
     """Encode prompt and answer separately, so that a prompt has the same ids with any answer.
 
     Raises:
-        InputError: if one has a control token that cannot be encoded as text (families.encode_text)
+        InputError: if one has a control token that cannot be encoded as text (chat.encode_text)
     """
-    _, before_answer = families.chat_parts(tokenizer)
-    prompt_ids = families.encode_text(tokenizer, prompt, before_answer)
-    answer_ids = families.encode_text(tokenizer, answer, families.END_OF_TURN)
+    _, before_answer = chat.chat_parts(tokenizer)
+    prompt_ids = chat.encode_text(tokenizer, prompt, before_answer)
+    answer_ids = chat.encode_text(tokenizer, answer, chat.END_OF_TURN)
     return Branch(prompt_ids, answer_ids)
 
 
@@ -52,14 +52,22 @@ class Video:
 
     Attributes:
         ids: (1, P) token ids, with a placeholder for each visual token
-        inputs: keyword arguments of a forward pass over ids; they contain the visual tokens,
-            (F, tokens per frame, hidden), which take the placeholders' places
+        positions: (1, P), or (3, 1, P) for a family with three axes: where the tokens stand
+        behind: the position of the first token behind the video; P if they are numbered
+        inputs: keyword arguments of a forward pass over ids; they contain the visual tokens, which
+            take the placeholders' places
         cache: keys and values of the P tokens; None until `decode` first needs them
     """
 
-    def __init__(self, model, tokenizer, frames):
-        """Look at frames, uint8 (F, height, width, 3), RGB."""
-        self.ids, self.inputs = families.look_internvl(model, tokenizer, frames)
+    def __init__(self, model, tokenizer, frames, seconds=None):
+        """Look at frames.
+
+        Args:
+            frames: uint8 (F, height, width, 3), RGB
+            seconds: (F,) when they are shown; InternVL does without
+        """
+        self.ids, self.positions, self.inputs = families.look(model, tokenizer, frames, seconds)
+        self.behind = int(self.positions.max()) + 1
         self.cache = None
 
 
@@ -100,28 +108,17 @@ def watch(model, tokenizer, batches, root, args):
         that cannot be read are marked as dropped
     """
     n_frames = families.choose_n_frames(args.frames, model.config)
-    size = model.config.vision_config.image_size[0]
-    shrink = functools.partial(families.shrink, size=size)
 
     with ThreadPoolExecutor(max_workers=1) as thread:
 
-        def start_reading(name, rows):
+        def start_reading(rows):
             """Start to decode the frames of a segment -> a future; None if no row needs them."""
             if all("dropped" in row for row in rows):
                 return None
-            _, start, end = common.segment(rows[0])
-            return thread.submit(
-                media.sample_frames,
-                Path(root) / name,
-                n_frames,
-                start,
-                end,
-                by_rate="benchmark" in rows[0],
-                shrink=shrink,
-            )
+            return thread.submit(sample_segment, root, rows[0], n_frames, model.config)
 
         def read(segments):
-            return [(rows, start_reading(name, rows)) for name, rows in segments]
+            return [(rows, start_reading(rows)) for _, rows in segments]
 
         ahead = itertools.chain(map(read, split_batches(batches)), [None])
         for being_read, _ in itertools.pairwise(ahead):  # (these, the next ones)
@@ -129,6 +126,23 @@ def watch(model, tokenizer, batches, root, args):
             yield Shown(
                 [(rows, look(model, tokenizer, rows, frames)) for rows, frames in being_read]
             )
+
+
+def sample_segment(root, row: dict, n_frames: int, config) -> media.Sample:
+    """Take the frames of what a row is about, in the size in which a model sees them.
+
+    Raises:
+        OSError: if the video cannot be read
+    """
+    video, start, end = common.segment(row)
+    return media.sample_frames(
+        Path(root) / video,
+        n_frames,
+        start,
+        end,
+        by_rate="benchmark" in row,
+        shrink=functools.partial(families.shrink, config=config),
+    )
 
 
 def split_batches(batches):
@@ -161,7 +175,7 @@ def look(model, tokenizer, rows: list[dict], frames) -> Video | None:
         return None
     if sample.warning:
         warn(rows, sample.warning)
-    return Video(model, tokenizer, sample.frames)
+    return Video(model, tokenizer, sample.frames, sample.seconds)
 
 
 def watch_each(model, tokenizer, groups: list, root, args, desc: str | None = None):
@@ -241,7 +255,6 @@ def decode(
     """Answer prompts about V videos, as one batch on top of the videos' caches.
 
     Args:
-        videos: all with the same number of tokens
         prompts: for each video its own, at least one
         noise: logits processor over all prompts' rows that turns the argmax into a sample (see
             generate.Noise); None decodes greedily
@@ -255,14 +268,15 @@ def decode(
     assert model.config.text_config._attn_implementation == attention.NAME, (
         "the model is not load_model's: other attention would not see the video"
     )
-    [n_video] = {video.ids.shape[1] for video in videos}
     prompt_ids = [[encode_branch(tokenizer, prompt).prompt for prompt in own] for own in prompts]
-    all_ids = [ids for own in prompt_ids for ids in own]
-    room = limits.check_room(model.config, tokenizer, n_video, all_ids)
+    room = min(
+        limits.check_room(model.config, tokenizer, video.behind, own)
+        for video, own in zip(videos, prompt_ids)
+    )
     cache = share_caches(model, videos)
     rows = lay_out(prompt_ids)
     [end] = encode_branch(tokenizer, "").answer  # an empty answer is the end of turn alone
-    ids, mask = pad(rows.ids, n_video, end, model.device)
+    ids, mask, positions = pad(rows.ids, videos, end, model.device)
 
     processors = transformers.LogitsProcessorList()
     if noise or len(rows.own) < len(rows.ids):
@@ -270,6 +284,7 @@ def decode(
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
+        position_ids=positions,
         past_key_values=cache,
         max_new_tokens=min(max_new_tokens, room),
         do_sample=False,
@@ -286,22 +301,42 @@ def decode(
 def share_caches(model, videos: list[Video]):
     """Make a cache for rows behind V videos; each video is prefilled once, when it is first asked.
 
+    Videos that have fewer tokens than the longest are padded on the left, and the padding hidden.
+
     Returns:
         transformers' cache, whose layers hold (V, kv heads, P, D)
     """
     for video in videos:
         if video.cache is None:
-            prefill = model(video.ids, **video.inputs, use_cache=True, logits_to_keep=1)
+            prefill = model(
+                video.ids,
+                **video.inputs,
+                position_ids=video.positions,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             video.cache = prefill.past_key_values
     cache = transformers.DynamicCache()
+    padding = list_padding(videos)
     for layers in zip(*(video.cache.layers for video in videos)):
-        keys = torch.cat([layer.keys for layer in layers])  # (V, kv heads, P, D)
-        values = torch.cat([layer.values for layer in layers])
-        for number, layer in enumerate(layers):  # a view in place of a copy
-            layer.keys = keys[number : number + 1]
-            layer.values = values[number : number + 1]
-        cache.layers.append(attention.SharedLayer(keys, values))
+        keys = torch.cat([pad_left(layer.keys, n) for layer, n in zip(layers, padding)])
+        values = torch.cat([pad_left(layer.values, n) for layer, n in zip(layers, padding)])
+        for number, (layer, n) in enumerate(zip(layers, padding)):  # a view in place of a copy
+            layer.keys = keys[number : number + 1, :, n:]
+            layer.values = values[number : number + 1, :, n:]
+        cache.layers.append(attention.SharedLayer(keys, values, padding))
     return cache
+
+
+def list_padding(videos: list[Video]) -> list[int]:
+    """List how many tokens each video has fewer than the longest."""
+    lengths = [video.ids.shape[1] for video in videos]
+    return [max(lengths) - length for length in lengths]
+
+
+def pad_left(tensor, n: int):
+    """Put n zeros before the tokens of keys or values, (1, kv heads, tokens, D)."""
+    return torch.nn.functional.pad(tensor, (0, 0, n, 0)) if n else tensor
 
 
 class Rows(NamedTuple):
@@ -322,11 +357,18 @@ def lay_out(prompt_ids: list[list[list[int]]]) -> Rows:
     return Rows(ids, real)
 
 
-def pad(rows: list[list[int]], n_video: int, end: int, device):
-    """Pad prompts on the left, so that all answers start in the same column.
+class Padded(NamedTuple):
+    """Prompts of V videos, padded on the left, so that all answers start in the same column."""
 
-    Returns:
-        ids (V * B, longest prompt), attention mask (V * B, P + longest prompt) with the video
+    ids: torch.Tensor  # (V * B, longest prompt)
+    mask: torch.Tensor  # (V * B, P + longest prompt): what is seen, the video included
+    positions: torch.Tensor  # (V * B, longest prompt) counted on behind the video
+
+
+def pad(rows: list[list[int]], videos: list[Video], end: int, device) -> Padded:
+    """Pad the prompts of V videos.
+
+    rows: (V * B, ...) token ids, B for each video
     """
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(row, device=device) for row in rows],
@@ -335,8 +377,15 @@ def pad(rows: list[list[int]], n_video: int, end: int, device):
         padding_side="left",
     )  # (V * B, longest prompt)
     is_prompt = ids >= 0
+    n_video = max(video.ids.shape[1] for video in videos)
     mask = torch.nn.functional.pad(is_prompt, (n_video, 0), value=True)
-    return ids.where(is_prompt, end), mask.long()
+    behind = torch.tensor([video.behind for video in videos], device=device)  # (V,)
+    first = behind.repeat_interleave(len(rows) // len(videos))[:, None]  # (V * B, 1)
+    return Padded(
+        ids=ids.where(is_prompt, end),
+        mask=mask.long(),
+        positions=first + is_prompt.cumsum(-1) - 1,
+    )
 
 
 class OwnRows(transformers.LogitsProcessor):
@@ -436,11 +485,14 @@ def token_logps(model, video, branches: list[Branch]) -> tuple[torch.Tensor, tor
     n_video = video.ids.shape[1]
     packed = Packed(*(part.to(model.device) for part in pack(n_video, branches)))
     ids = torch.cat([video.ids[0], packed.ids])  # (T,)
+    behind = packed.positions[n_video:] - n_video + video.behind  # (T - P,)
+    behind = behind.expand(*video.positions.shape[:-1], -1)  # the same along all axes
+    positions = torch.cat([video.positions, behind], -1)  # (1, T) or (3, 1, T)
     last = model.lm_head.weight.device
     logits = model(
         ids[None],
         **video.inputs,
-        position_ids=packed.positions[None],
+        position_ids=positions,
         # Additive, made once for all layers: 0 where seen, else -inf
         attention_mask=packed.mask[None, None].to(model.dtype).log(),
         logits_to_keep=(packed.targets - 1).to(last),  # each token is predicted by the one before
