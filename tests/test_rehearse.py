@@ -18,13 +18,16 @@ from types import SimpleNamespace
 
 import pytest
 import safetensors
+import tokenizers
 import torch
 import transformers
 
 import common
+import test_families
 import vlm
-from tools import convert, original, rehearse
+from tools import convert, original, qwen, rehearse
 from tools.checkpoint import native_tensors
+from vlm import families
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KINDS = ("internlm2", "qwen2")
@@ -69,6 +72,9 @@ def test_a_vision_tower_like_6b_has_norms_of_q_and_k_and_no_biases():
 @pytest.mark.parametrize(
     "size, published",
     [
+        ("qwen3-vl-2b", 2.127532032),  # huggingface.co's counts of their tensors, as third parties quote them
+        ("qwen3-vl-4b", 4.437815808),
+        ("qwen3-vl-8b", 8.767123696),
         ("internvl2_5-1b", 0.938),  # huggingface.co's count of its tensors
         ("internvl2_5-2b", 2.206),  # OpenExplorer/InternVL2_5-2B's card: from the original's tensors
         ("internvl2_5-4b", 3.7),  # table 2 of arXiv 2412.05271, as is the next
@@ -76,14 +82,22 @@ def test_a_vision_tower_like_6b_has_norms_of_q_and_k_and_no_biases():
     ],
 )
 def test_the_sizes_have_as_many_parameters_as_the_published_models(size, published):
-    raw = original.find_config(size)
-    n = original.count_parameters(raw)
+    shape = rehearse.find_shape(size)
     digits = len(f"{published}".partition(".")[2])
-    assert round(n / 1e9, digits) == published
+    assert round(shape.n_parameters / 1e9, digits) == published
 
     # And transformers' class has as many, counted on the meta device
-    shapes, _ = native_tensors(convert.convert_config(raw, tied=False, dtype=torch.bfloat16))
-    assert sum(shape.numel() for shape in shapes.values()) == n
+    shapes, _ = native_tensors(shape.config)
+    tied = shapes["lm_head.weight"].numel() if shape.config.tie_word_embeddings else 0
+    assert sum(shape.numel() for shape in shapes.values()) - tied == shape.n_parameters
+
+
+def test_qwen3_8b_is_the_shape_that_the_memory_table_is_about():
+    known = transformers.AutoConfig.from_pretrained(FIXTURES / "qwen3-vl-8b")
+    ours = qwen.find_config("qwen3-vl-8b")
+    for part in ("text_config", "vision_config"):
+        assert getattr(ours, part).to_dict() == getattr(known, part).to_dict()
+    assert ours.tie_word_embeddings == known.tie_word_embeddings
 
 
 def test_8b_is_the_shape_that_the_memory_table_is_about():
@@ -108,7 +122,7 @@ def test_weights_are_as_before_any_training_and_the_same_each_time(tmp_path):
     raw = original.find_config(str(fixture("qwen2")))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        original.write_weights(raw, tmp_path / name)
+        original.write_weights(original.list_tensors(raw), tmp_path / name, layer_scale=0.1)
     one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
@@ -126,7 +140,7 @@ def test_several_files_have_an_index_and_are_converted(tmp_path, monkeypatch):
     raw = original.find_config(str(fixture("internlm2")))
     (tmp_path / "original").mkdir()
     common.write_json(tmp_path / "original" / "config.json", raw)
-    original.write_weights(raw, tmp_path / "original")
+    original.write_weights(original.list_tensors(raw), tmp_path / "original")
     assert len(list((tmp_path / "original").glob("model-*.safetensors"))) > 1
     convert.convert(tmp_path / "original", tmp_path / "model")
     vlm.load_model(tmp_path / "model", ["cpu"])
@@ -244,19 +258,31 @@ def tiny_config(kind, tmp_path, monkeypatch):
     return directory
 
 
+def tiny_qwen(kind, tmp_path, monkeypatch):
+    """A tiny shape of Qwen-VL with a made-up vocabulary of 2,000 pieces -> its directory."""
+    monkeypatch.setattr(qwen, "N_PIECES", 2000)
+    backend = tokenizers.Tokenizer.from_str(qwen.make_up())
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    test_families.make_config(kind, made).save_pretrained(tmp_path / f"tiny-{kind}")
+    return tmp_path / f"tiny-{kind}"
+
+
 STEPS = ["checkpoint", "convert", "ask", "generate", "critique", "refine", "dpo", "evaluate"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_all_five_stages_run_on_a_tiny_model_and_are_not_run_again(kind, tmp_path, monkeypatch, no_network, capsys):
-    directory = tiny_config(kind, tmp_path, monkeypatch)
+    """Qwen-VL's checkpoints are in transformers' layout: there is nothing to convert."""
+    is_qwen = kind in families.QWEN
+    directory = (tiny_qwen if is_qwen else tiny_config)(kind, tmp_path, monkeypatch)
+    steps = [step for step in STEPS if not (is_qwen and step == "convert")]
     monkeypatch.setattr(rehearse, "run_process", run_here)
     monkeypatch.setattr(rehearse, "CPU_TOKENS", 4)
     command = ["rehearse", str(directory), "--output", str(tmp_path / "out"), "--frames", "2", "--devices", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     rehearse.main()
     said = capsys.readouterr().out
-    for step in STEPS:
+    for step in steps:
         assert f"--- {step}\npython " in said
     assert "python dpo.py --model" in said
     assert re.search(r"rows in 6 = 0 \w+ \+ 6 dropped \(bad_question 6\)", said)
@@ -265,14 +291,14 @@ def test_all_five_stages_run_on_a_tiny_model_and_are_not_run_again(kind, tmp_pat
     assert "2 frames" in said
 
     base = tmp_path / "out" / f"tiny-{kind}"
-    assert list(json.loads((base / "steps.json").read_text())) == STEPS
+    assert list(json.loads((base / "steps.json").read_text())) == steps
     assert vlm.read_adapter(base / "round1" / "model").rank == 16
     results = json.loads((base / "round1" / "eval" / "results.json").read_text())
     assert results["N"] == 3
 
     rehearse.main()
     said = capsys.readouterr().out
-    assert said.count("finished before, not done again") == len(STEPS)
+    assert said.count("finished before, not done again") == len(steps)
     assert "---" not in said
 
 
@@ -426,10 +452,10 @@ def test_a_machine_that_may_be_too_small_is_warned_and_a_large_one_is_not(tmp_pa
 
 
 def test_what_a_size_needs_is_calculated_by_hand_for_its_weights():
-    raw = original.find_config("internvl2_5-1b")
+    shape = rehearse.find_shape("internvl2_5-1b")
     args = SimpleNamespace(devices="cpu", frames=4)
-    needs = rehearse.calculate_needs(raw, args, 1)
-    n = original.count_parameters(raw)
+    needs = rehearse.calculate_needs(shape, args, 1)
+    n = shape.n_parameters
     # LoRA's factors come on top: A (16, in) and B (out, 16) of seven layers, in 24 decoder layers
     factors = 24 * 16 * (4 * 896 + 2 * (896 + 128) + 3 * (896 + 4864))
     assert needs.weights == 4 * (n + factors)  # float32 on a CPU

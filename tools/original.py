@@ -313,9 +313,9 @@ def repeat_layer(layer: dict[str, tuple], n: int) -> dict[str, tuple]:
     return tensors
 
 
-def count_parameters(raw: dict) -> int:
-    """Count the parameters of a checkpoint."""
-    return sum(math.prod(shape) for shape in list_tensors(raw).values())
+def count_parameters(tensors: dict[str, tuple]) -> int:
+    """Count the parameters of a checkpoint, given the shapes of its tensors."""
+    return sum(math.prod(shape) for shape in tensors.values())
 
 
 def random_tensor(name: str, shape: tuple, generator, layer_scale: float):
@@ -347,11 +347,15 @@ def split_in_shards(tensors: dict[str, tuple], most_bytes: int) -> list[dict[str
     return shards
 
 
-def write_weights(raw: dict, directory: Path):
-    """Write random weights, one file after another, and their index if there are several."""
+def write_weights(tensors: dict[str, tuple], directory: Path, layer_scale: float = 1.0):
+    """Write random weights, one file after another, and their index if there are several.
+
+    Args:
+        tensors: {name: shape}
+        layer_scale: see random_tensor
+    """
     generator = torch.Generator().manual_seed(0)
-    layer_scale = raw["vision_config"]["initializer_factor"]
-    shards = split_in_shards(list_tensors(raw), SHARD_BYTES)
+    shards = split_in_shards(tensors, SHARD_BYTES)
     file_names = {}  # of each tensor
     for number, shard in enumerate(shards, 1):
         file_name = "model.safetensors"
@@ -363,7 +367,7 @@ def write_weights(raw: dict, directory: Path):
         safetensors.torch.save_file(weights, directory / file_name, {"format": "pt"})
         file_names |= dict.fromkeys(shard, file_name)
     if len(shards) > 1:
-        total = {"total_size": 2 * count_parameters(raw)}
+        total = {"total_size": 2 * count_parameters(tensors)}
         index = {"metadata": total, "weight_map": file_names}
         common.write_json(directory / "model.safetensors.index.json", index)
 
@@ -535,11 +539,12 @@ def main():
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write")
     args = parser.parse_args()
     raw = find_config(args.model)
+    tensors = list_tensors(raw)
     with whole_directory(args.dst) as directory:
         common.write_json(directory / "config.json", raw)
         write_tokenizer(raw, directory, args.dst.parent)
-        write_weights(raw, directory)
-    print(f"{args.dst}: {count_parameters(raw):,} parameters, random")
+        write_weights(tensors, directory, raw["vision_config"]["initializer_factor"])
+    print(f"{args.dst}: {count_parameters(tensors):,} parameters, random")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@ r"""Rehearse a run on this machine: all five stages, a real shape, random weight
     python -m tools.rehearse internvl2_5-1b
     python -m tools.rehearse internvl2_5-8b --devices cuda:0
     python -m tools.rehearse InternVL2_5-26B/config.json --output /scratch/rehearse
+    python -m tools.rehearse qwen3-vl-2b --clip runs/clips/bikes.mp4
 
 The steps, each a process of its own whose command is printed:
 
-    checkpoint    random weights in OpenGVLab's layout (tools.original)
-    convert       to transformers' layout (tools.convert)
+    checkpoint    random weights: InternVL2.5's in OpenGVLab's layout
+                  (tools.original), Qwen-VL's in transformers' (tools.qwen)
+    convert       InternVL2.5's to transformers' layout (tools.convert)
     ask           a question about a clip (generate.py --ask)
     generate      six questions; none is kept, a random model writes noise
     critique, refine, dpo    on six rows that were written by hand
@@ -43,7 +45,7 @@ import torch
 
 import common
 import outputs
-from tools import convert, memory, original
+from tools import convert, memory, original, qwen
 
 ROOT = Path(common.__file__).parent
 GIB = 2**30
@@ -134,20 +136,23 @@ def write_clip(path: Path):
     writer.release()
 
 
-def write_inputs(base: Path):
+def write_inputs(base: Path, clip: Path | None):
     """Write the clip, the rows by hand and a small benchmark below a directory.
 
     videos/clip.mp4
     by_hand/responses.jsonl, critiques.jsonl, pairs.jsonl
     benchmark/lvb_val.json    in LongVideoBench's layout, with its videos
+
+    clip: a video to copy; None: one is drawn
     """
     for folder in ("videos", "by_hand", "benchmark"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    if not (base / "videos" / CLIP).exists():
-        write_clip(base / "videos" / CLIP)
-    videos = base / "benchmark" / "videos"
-    if not videos.exists():
-        shutil.copytree(base / "videos", videos)
+    path = base / "videos" / CLIP
+    if clip:
+        shutil.copy(clip, path)
+    elif not path.exists():
+        write_clip(path)
+    shutil.copytree(base / "videos", base / "benchmark" / "videos", dirs_exist_ok=True)
 
     responses, critiques, pairs = [], [], []
     for number, row in enumerate(ROWS):
@@ -200,9 +205,7 @@ def list_steps(base: Path, args) -> list[Step]:
         base: directory that they write to
         args: with model, frames, devices and tokens (of a reply; None: each stage's default)
     """
-    first, model, videos, by_hand = (
-        base / name for name in ("original", "model", "videos", "by_hand")
-    )
+    model, videos, by_hand = (base / name for name in ("model", "videos", "by_hand"))
     made = base / "round1"
     shown = ["--frames", args.frames]
     if args.devices:
@@ -218,8 +221,7 @@ def list_steps(base: Path, args) -> list[Step]:
     tuning = ["--tune", "lora", "--lr", "5e-6", "--activation-checkpointing"]
     benchmark = ["--benchmark", "longvideobench", "--input", base / "benchmark"]
     return [
-        Step("checkpoint", ["-m", "tools.original", args.model, str(first)], first),
-        Step("convert", ["-m", "tools.convert", str(first), str(model)], model),
+        *list_first_steps(base / "original", model, args.model),
         Step("ask", ["generate.py", *map(str, [*by_model, *question])], None),
         stage("generate", made / "responses.jsonl", *by_model, "--input", videos),
         stage(
@@ -235,6 +237,17 @@ def list_steps(base: Path, args) -> list[Step]:
         ),
         stage("dpo", made / "model", *by_model, *rows, by_hand / "pairs.jsonl", *tuning),
         stage("evaluate", made / "eval", "--model", made / "model", *shown, *benchmark),
+    ]
+
+
+def list_first_steps(original_layout: Path, model: Path, name: str) -> list[Step]:
+    """List the steps up to a checkpoint in transformers' layout, for a size or a config.json."""
+    if qwen.is_qwen(name):
+        return [Step("checkpoint", ["-m", "tools.qwen", name, str(model)], model)]
+    words = ["-m", "tools.original", name, str(original_layout)]
+    return [
+        Step("checkpoint", words, original_layout),
+        Step("convert", ["-m", "tools.convert", str(original_layout), str(model)], model),
     ]
 
 
@@ -430,6 +443,33 @@ def free_memory() -> int | None:
     return free
 
 
+class Shape(NamedTuple):
+    """The model that is rehearsed."""
+
+    config: object  # transformers' configuration
+    n_parameters: int
+    n_checkpoints: int  # that are written: two if one is converted
+
+
+def find_shape(model: str) -> Shape:
+    """Give the shape of a size, or of a config.json or its directory.
+
+    Raises:
+        InputError: if it is neither, or not of a kind that can be rehearsed
+    """
+    if qwen.is_qwen(model):
+        config = qwen.find_config(model)
+        return Shape(config, original.count_parameters(qwen.list_tensors(config)), 1)
+    sizes = (*original.SIZES, *qwen.SIZES)
+    if not Path(model).exists() and model not in sizes:
+        raise common.InputError(
+            f"{model}: neither a size that is known ({', '.join(sizes)}) nor a config.json"
+        )
+    raw = original.find_config(model)
+    config = convert.convert_config(raw, tied=False, dtype=torch.bfloat16)
+    return Shape(config, original.count_parameters(original.list_tensors(raw)), 2)
+
+
 class Needs(NamedTuple):
     """What the steps will need, in bytes; calculated."""
 
@@ -439,14 +479,13 @@ class Needs(NamedTuple):
     host: int  # memory of the machine, if the model is on GPUs
 
 
-def calculate_needs(raw: dict, args, n_devices: int) -> Needs:
+def calculate_needs(shape: Shape, args, n_devices: int) -> Needs:
     """Calculate what the steps will need, the model's part as tools.memory does it.
 
     n_devices: GPUs, or 1 for the CPU
     """
     on_gpu = uses_gpu(args.devices)
-    stored = 2 * original.count_parameters(raw)  # bfloat16
-    config = convert.convert_config(raw, tied=False, dtype=torch.bfloat16)
+    stored = 2 * shape.n_parameters  # bfloat16
     options = SimpleNamespace(
         dtype="bfloat16" if on_gpu else "float32",
         tune="lora",
@@ -460,13 +499,13 @@ def calculate_needs(raw: dict, args, n_devices: int) -> Needs:
         activation_checkpointing=True,
     )
     devices = [f"device {number}" for number in range(n_devices)]
-    rows = memory.plan(config, devices, options)
+    rows = memory.plan(shape.config, devices, options)
     fullest = max(max(row.training, row.answering) for row in rows)
     shard = min(stored, original.SHARD_BYTES)
     # Beside the model: the libraries and, on a CPU, the file that is read, which is mapped
     beside = GIB if on_gpu else GIB + shard
     return Needs(
-        disk=2 * stored + GIB // 2,
+        disk=shape.n_checkpoints * stored + GIB // 2,
         weights=max(row.weights for row in rows),
         model=fullest + beside,
         host=shard + 2 * GIB,
@@ -556,21 +595,24 @@ def print_table(measured: dict[str, Measured]):
     print(f"{'in all':12}{seconds:9.0f}{cpu:8.0f}{'':16}{disk / GIB:7.2f}")
 
 
-def print_meaning(args, raw: dict, base: Path):
-    """Print what the table means, and what it does not."""
-    n = original.count_parameters(raw)
+def print_meaning(args, n: int, base: Path):
+    """Print what the table means, and what it does not.
+
+    n: number of the model's parameters
+    """
     print(
         f"\nThis machine can do it: all steps ended, with {n / 1e9:.2f} billion parameters and "
         f"{args.frames} frames. The weights are random, so the answers mean nothing."
     )
     if args.shortened:
         print("Shortened, since it is a CPU: " + "; ".join(args.shortened) + ".")
-    eight = original.count_parameters(original.find_config("internvl2_5-8b"))
+    larger = "qwen3-vl-8b" if qwen.is_qwen(args.model) else "internvl2_5-8b"
+    eight = find_shape(larger).n_parameters
     if n < eight:
         print(
             f"The 8B model has {eight / n:.1f} times the parameters, and takes about as many times "
             "the seconds where it fits. Its memory: python -m tools.memory "
-            "tests/fixtures/internvl2_5-8b --tune lora --activation-checkpointing"
+            f"tests/fixtures/{larger} --tune lora --activation-checkpointing"
         )
     print(f"rm -r {base} frees {gib(count_bytes(base))}")
 
@@ -581,7 +623,8 @@ def parse_args():
     parser.add_argument(
         "model",
         metavar="SIZE",
-        help=f"{', '.join(original.SIZES)}; or an original config.json",
+        help=f"{', '.join([*original.SIZES, *qwen.SIZES])}; or a config.json of Qwen-VL, or an "
+        "original one of InternVL",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/rehearse"), metavar="DIR", help="where to write"
@@ -595,7 +638,12 @@ def parse_args():
         metavar="N",
         help=f"of a video (default: {common.DEFAULT_FRAMES} on a GPU, {CPU_FRAMES} on a CPU)",
     )
+    parser.add_argument(
+        "--clip", type=Path, metavar="FILE", help="a video of yours (default: one that is drawn)"
+    )
     args = parser.parse_args()
+    if args.clip and not args.clip.is_file():
+        parser.error(f"--clip {args.clip}: there is no such file")
     args.tokens = None
     args.shortened = []
     if not uses_gpu(args.devices):
@@ -611,21 +659,21 @@ def parse_args():
 def main():
     """Rehearse all steps, and print what they took."""
     args = parse_args()
-    raw = original.find_config(args.model)
-    if args.model not in original.SIZES:
+    shape = find_shape(args.model)
+    if args.model not in (*original.SIZES, *qwen.SIZES):
         args.model = str(Path(args.model).resolve())
     path = Path(args.model)
     name = path.parent.name if path.name == "config.json" else path.name
     # The steps run at the repository's root, whatever directory this one was started in
     output = args.output if Path.cwd() == ROOT else args.output.resolve()
     base = output / name
-    needs = calculate_needs(raw, args, count_devices(args.devices))
+    needs = calculate_needs(shape, args, count_devices(args.devices))
     check_machine(needs, base, uses_gpu(args.devices))
 
-    write_inputs(base)
+    write_inputs(base, args.clip)
     measured = run_steps(list_steps(base, args), base / "steps.json")
     print_table(measured)
-    print_meaning(args, raw, base)
+    print_meaning(args, shape.n_parameters, base)
 
 
 if __name__ == "__main__":
