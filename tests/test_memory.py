@@ -99,7 +99,7 @@ def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, fra
     if tune == "lora":
         vlm.add_lora(model.model.language_model.layers, 16, 32)
     dpo.freeze_all_but_language(model, tune=tune)
-    with memory.count_kept(model) as kept:
+    with memory.count_kept(list(model.parameters())) as kept:
         vlm.branch_logps(model, video, branches)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -123,6 +123,23 @@ def test_the_page_has_what_the_tool_prints(gpus, n_devices):
     assert full.removeprefix("does not fit: ") == f"{max(row.training for row in rows) / GIB:.1f}"
     rows = plan_8b(n_devices, activation_checkpointing=True, tune="lora")
     assert lora.removeprefix("does not fit: ") == f"{max(row.training for row in rows) / GIB:.1f}"
+
+
+@pytest.mark.parametrize("n_devices", [1, 2, 4, 8])
+def test_the_page_has_what_the_tool_prints_of_qwen3_vl_8b(n_devices):
+    """A line of its table is | GPUs | answering | all weights | LoRA |."""
+    text = (ROOT / "docs" / "real-models.md").read_text().partition("**How much memory does Qwen3-VL-8B need?**")[2]
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {n_devices} | ")]
+    config = transformers.AutoConfig.from_pretrained(ROOT / "tests" / "fixtures" / "qwen3-vl-8b")
+    devices = [f"cuda:{number}" for number in range(n_devices)]
+    full = memory.plan(config, devices, options(activation_checkpointing=True))
+    lora = memory.plan(config, devices, options(activation_checkpointing=True, tune="lora"))
+    fullest = [
+        max(row.answering for row in full),
+        max(row.training for row in full),
+        max(row.training for row in lora),
+    ]
+    assert line == f"| {n_devices} | " + " | ".join(f"{n_bytes / GIB:.1f}" for n_bytes in fullest) + " |"
 
 
 def print_plan(monkeypatch, capsys, *arguments):
