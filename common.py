@@ -550,14 +550,7 @@ def make_parser(
         metavar="N",
         help=f"frames of a video (default: the checkpoint says it, else {DEFAULT_FRAMES})",
     )
-    model.add_argument(
-        "--frame-tokens",
-        type=at_least(1),
-        nargs=2,
-        metavar=("LEAST", "MOST"),
-        help="tokens of two frames, by which Qwen-VL chooses their size (default: the checkpoint "
-        "says it, else 128 768)",
-    )
+    add_frame_tokens(model)
     model.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -570,6 +563,18 @@ def make_parser(
         help="comma-separated, such as cuda:0,cuda:1 (default: all visible GPUs, else cpu)",
     )
     return parser
+
+
+def add_frame_tokens(parser):
+    """Add the option --frame-tokens to a parser, or to a group of one."""
+    parser.add_argument(
+        "--frame-tokens",
+        type=at_least(1),
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="tokens of two frames, by which Qwen-VL chooses their size (default: the checkpoint "
+        "says it, else 128 768)",
+    )
 
 
 def add_batches(parser):

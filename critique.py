@@ -68,7 +68,8 @@ def main():
     common.check_rows_are_left(args.input, groups)
     groups = groups[: args.limit]
     texts = vlm.list_texts(args.input, groups, ("question", "initial"))
-    vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
+    texts += prompts.list_texts(wording, args.prompts)
+    vlm.check_model(args.model, texts, args.frame_tokens)
     asked = [wording.critique, wording.error_types]
     meta = common.make_meta(args, asked, prompts.hand_on(wording, args), root, groups)
     groups = common.take_shard(groups, args)

@@ -167,7 +167,7 @@ def pair_logps(model, tokenizer, video, pairs: list[dict]):
     """
     branches = encode_pairs(tokenizer, pairs)
     rows = [branch.prompt + branch.answer for branch in branches]
-    vlm.check_room(model.config, tokenizer, video.ids.shape[1], rows)
+    vlm.check_room(model.config, tokenizer, video.behind, rows)
     sums, lengths = vlm.branch_logps(model, video, branches)  # (2 B,)
     return sums.view(2, len(pairs)), lengths.view(2, len(pairs))
 
@@ -302,7 +302,7 @@ def read_work(args):
         )
     wording = prompts.choose(args, args.input, settled=("answer",))
     root, groups = read_pairs(args, wording.answer)
-    vlm.check_model(args.model, list_texts(args.input, groups))
+    vlm.check_model(args.model, list_texts(args.input, groups), args.frame_tokens)
     read = [name_as_in_file(pairs) for _, pairs in groups]
     meta = common.make_meta(args, [wording.answer], wording._asdict(), root, read)
     return root, groups, meta
@@ -651,6 +651,7 @@ def save_full(model, tokenizer, directory: Path, base: Path):
     [end] = tokenizer.encode(vlm.END_OF_TURN, add_special_tokens=False)
     model.generation_config.eos_token_id = end
     model.generation_config._from_model_config = False  # else transformers may make it anew
+    vlm.restore_frame_tokens(model.config, base)
     model.save_pretrained(directory)
     vlm.carry_over(base, directory)
 

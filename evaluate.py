@@ -313,6 +313,8 @@ def mark_run(groups: list, n_questions: int, content: dict):
     content: of meta.json
     """
     made_by = [content[key] for key in ("benchmark", "model", "prompts", "frames", "dtype")]
+    if content["frame_tokens"]:
+        made_by.append(content["frame_tokens"])
     run = common.fingerprint(*made_by)
     for _, rows in groups:
         for row in rows:
@@ -580,7 +582,7 @@ def main():
 
     wording = prompts.choose(args, [])
     texts = list_prompts(items, root, wording.answer)
-    vlm.check_model(args.model, texts)
+    vlm.check_model(args.model, texts, args.frame_tokens)
     asked = [prompt for _, prompt in texts]
     handed_on = {} if has_own_prompts(args) else wording._asdict()
     meta = common.make_meta(args, asked, handed_on, root, what_was_asked(groups))

@@ -342,7 +342,8 @@ def write_answers(model, tokenizer, shown: vlm.Shown, prompt: str, args):
 def answer_one(args):
     """Print the answer to --ask."""
     wording = prompts.choose(args, [])
-    vlm.check_model(args.model, [("--ask", args.ask), *prompts.list_texts(wording, args.prompts)])
+    texts = [("--ask", args.ask), *prompts.list_texts(wording, args.prompts)]
+    vlm.check_model(args.model, texts, args.frame_tokens)
     [file, *_] = order_pool(args.input[:1], args.pool_seed)
     model, tokenizer = vlm.load(args)
 
@@ -465,7 +466,7 @@ def main():
             "--spatial 0 and --temporal 0: then there is nothing to ask about a video"
         )
     draw = keep_draw(args, draw_videos(args))
-    vlm.check_model(args.model, prompts.list_texts(wording, args.prompts))
+    vlm.check_model(args.model, prompts.list_texts(wording, args.prompts), args.frame_tokens)
     asked_with = [asked, wording.answer]
     meta = common.make_meta(args, asked_with, wording._asdict(), draw.root, draw.names)
     meta |= {"videos": draw.names, "pool": draw.pool}

@@ -9,6 +9,7 @@ separate sequences.
 import base64
 import copy
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def video(model, tokenizer):
 @pytest.mark.parametrize(
     ("size", "tokens"),
     [
+        ((864, 1152), 24 * 31),
         ((360, 640), 13 * 23),
         ((1080, 1920), 20 * 36),
         ((30, 200), 5 * 30),
@@ -143,7 +145,8 @@ def test_a_frame_keeps_its_shape_and_has_not_too_many_tokens(size, tokens):
     """By hand, units of 28 pixels: 360 / 28 = 12.9 and 640 / 28 = 22.9 are 13 x 23.
 
     39 x 69 are more than 768, so 1080 x 1920 is scaled by sqrt(768 / (1080 * 1920)) and rounded down;
-    1 x 7 and 5 x 5 are fewer than 128, and are scaled and rounded up.
+    1 x 7 and 5 x 5 are fewer than 128, and are scaled and rounded up. 864 x 1152 divides by sqrt(864 * 1152 / (768 *
+    784)) into 24 x 32 exactly, which floats make 24 x 31: so does qwen-vl-utils.
     """
     height, width = families.fit(*size, 28, 128, 768)
     assert (height // 28) * (width // 28) == tokens
@@ -235,7 +238,7 @@ def test_positions_are_the_librarys(model, tokenizer, n_frames, spacing):
     size = families.choose_size(model.config, 96, 160)
     seconds = np.arange(n_frames) * spacing
     ids = families.encode_video(tokenizer, model.config, size, seconds)
-    mine = families.place_qwen(model.config, ids, size, seconds)
+    mine = families.place_qwen(model.config, ids, size, spacing)
 
     patch = model.config.vision_config.patch_size
     grid = torch.tensor([[n_frames // 2, size[0] // patch, size[1] // patch]])
@@ -255,7 +258,7 @@ def test_text_goes_on_behind_the_time_of_a_long_video():
     """
     config = make_config("qwen2_5_vl", make_tokenizer())
     ids = [1, *[config.video_token_id] * 4, 2]
-    positions = families.place_qwen(config, ids, (28, 56), np.array([0.0, 30.0, 60.0, 90.0]))
+    positions = families.place_qwen(config, ids, (28, 56), between=30.0)
     assert positions.tolist() == [[0, 1, 1, 121, 121, 122], [0, 1, 1, 1, 1, 122], [0, 1, 2, 1, 2, 122]]
 
 
@@ -263,14 +266,30 @@ def test_time_is_rounded_down():
     """Seconds 0, 0.4, 0.8, ... are 0.8 a pair, so 1.6 steps: 0, 1.6, 3.2 are 0, 1, 3."""
     config = make_config("qwen2_5_vl", make_tokenizer())
     ids = [config.video_token_id] * 3
-    positions = families.place_qwen(config, ids, (28, 28), np.arange(6) * 0.4)
+    positions = families.place_qwen(config, ids, (28, 28), between=0.4)
     assert positions[0].tolist() == [0, 1, 3]
+
+
+def test_a_last_frame_that_is_shown_twice_does_not_change_the_times():
+    """Qwen2.5-VL by hand: 3 frames, a second apart, are pairs of 2 seconds: at 2 a second times 0 and 4."""
+    made = make_tokenizer()
+    config = make_config("qwen2_5_vl", made)
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    video = vlm.Video(model, made, draw_frames(3, 28, 28), [0.5, 1.5, 2.5])
+    is_video = video.ids == config.video_token_id
+    first = video.positions[0, is_video].min()
+    assert (video.positions[0, is_video] - first).unique().tolist() == [0, 4]
+
+
+def test_a_segment_that_ends_before_it_starts_has_no_times_below_0():
+    config = make_config("qwen2_5_vl", make_tokenizer())
+    assert families.place_qwen(config, [config.video_token_id] * 3, (28, 28), between=-0.5)[0].tolist() == [0, 0, 0]
 
 
 def test_an_odd_last_frame_is_shown_twice(model, tokenizer):
     odd = vlm.Video(model, tokenizer, draw_frames(3), SECONDS[:3])
     even = vlm.Video(model, tokenizer, draw_frames(3)[[0, 1, 2, 2]], [*SECONDS[:3], SECONDS[2]])
-    assert torch.equal(odd.ids, even.ids) and torch.equal(odd.positions, even.positions)
+    assert torch.equal(odd.ids, even.ids)
     mine, theirs = (video.inputs["mm_encoder_outputs"]["video"].pooler_output for video in (odd, even))
     torch.testing.assert_close(mine, theirs)
 
@@ -556,10 +575,46 @@ def test_frame_tokens_is_an_option_of_the_stages_and_of_the_trained_model(direct
     assert families.choose_size(model.config, 96, 160) == families.fit(
         96, 160, 2 * model.config.vision_config.patch_size, 16, 40
     )
-    assert model.config.to_dict()["frame_tokens"] == [16, 40]
-    for wrong in ([0, 40], [40, 16]):
+    for wrong in ([0, 40], [40, 16], 5, [True, 2], "16 40"):
         with pytest.raises(common.InputError, match="frame-tokens"):
-            families.take_frame_tokens(model.config, wrong)
+            vlm.check_model(directory, (), wrong)
+
+
+def test_a_trained_model_keeps_what_its_base_says_of_frame_tokens(directory, pairs, tmp_path, monkeypatch):
+    """As --frames is, the option is given to every stage: with LoRA it could not be kept."""
+    options = ["--model", directory, "--input", pairs, "--videos", tmp_path / "videos" / "round1"]
+    options += ["--output", tmp_path / "model", "--frames", 4, "--frame-tokens", 6, 20]
+    run(dpo.main, "dpo", *options, monkeypatch=monkeypatch)
+    assert common.read_json(tmp_path / "model" / "config.json")["frame_tokens"] == [4, 12]
+
+
+def test_frames_that_were_fitted_are_not_fitted_again(directory, tokenizer):
+    """1080 x 1920 has 252 tokens of 28 pixels where 256 are asked for; these frames again would have 286."""
+    model = vlm.load_model(directory, ["cpu"], frame_tokens=[64, 64])
+    fitted = families.shrink(draw_frames(1, 108, 192)[0], model.config)
+    video = vlm.Video(model, tokenizer, np.stack([fitted, fitted]), [0.0, 1.0])
+    n_visual = (video.ids == model.config.video_token_id).sum()
+    unit = 2 * model.config.vision_config.patch_size
+    assert n_visual == (fitted.shape[0] // unit) * (fitted.shape[1] // unit) <= 64
+
+
+def test_what_reads_an_output_shows_its_videos_as_it_saw_them(directory, clips, monkeypatch, capsys):
+    """meta.json has --frame-tokens: for the page and for tools.prompt."""
+    options = critique_options(directory, clips, "c.jsonl", "--frame-tokens", 16, 40)
+    run(critique.main, "critique", *options, monkeypatch=monkeypatch)
+    shown = page_frames.read_how_shown(clips / "c.jsonl")
+    assert shown.config.frame_tokens == [16, 40]
+    row = common.read_jsonl(clips / "c.jsonl")[0]
+    frames = page_frames.read_frames(shown, row)
+    seconds = prefix.sample_segment(shown.root, row, 4, shown.config).seconds
+    model = vlm.load_model(directory, ["cpu"], frame_tokens=[16, 40])
+    video = vlm.Video(model, vlm.load_tokenizer(directory), frames, seconds)
+    run(prompt.main, "prompt", "--model", directory, clips / "c.jsonl", row["id"], monkeypatch=monkeypatch)
+    assert f"4 frames, {video.ids.shape[1]} tokens" in capsys.readouterr().out
+    without = {key: value for key, value in row.items() if key != "video"}
+    common.write_jsonl(clips / "by_hand.jsonl", [without])
+    with pytest.raises(common.InputError, match="the row needs `video`"):
+        run(prompt.main, "prompt", "--model", directory, clips / "by_hand.jsonl", row["id"], monkeypatch=monkeypatch)
 
 
 def test_frame_tokens_is_refused_for_internvl():
@@ -607,6 +662,26 @@ def test_a_thinking_variant_is_refused_by_name(directory, tmp_path):
     made.save_pretrained(tmp_path)
     with pytest.raises(common.InputError, match="opens <think>.*Instruct"):
         vlm.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["temporal_patch_size", "spatial_merge_size"])
+def test_other_patches_than_the_published_ones_are_refused(directory, tmp_path, key):
+    shutil.copytree(directory, tmp_path / "model")
+    config = common.read_json(tmp_path / "model" / "config.json")
+    config["vision_config"][key] = 1
+    common.write_json(tmp_path / "model" / "config.json", config)
+    with pytest.raises(common.InputError, match=f"vision_config.{key} is 1; only 2"):
+        vlm.check_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("mark", ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"])
+def test_a_tokenizer_without_the_marks_of_a_video_is_refused(directory, tmp_path, mark):
+    """Else they would be spelled, letter by letter."""
+    shutil.copytree(directory, tmp_path / "model")
+    others = [token for token in qwen_processors.SPECIAL if token != mark]
+    make_tokenizer(others).save_pretrained(tmp_path / "model")
+    with pytest.raises(common.InputError, match=f"{re.escape(mark)} is not the control token"):
+        vlm.check_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_vl_moe", "qwen2_vl", "llava"])

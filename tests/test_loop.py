@@ -138,6 +138,16 @@ def test_every_command_is_understood_by_what_it_starts(options, expected, monkey
             STAGES[words[0]].parse_args()  # SystemExit for an option that is unknown or missing
 
 
+def test_tokens_of_frames_go_to_every_stage():
+    options = ["--model", "m", "--run", "r", "--videos", "v", "--rounds", 1, "--benchmark", "shapes", "d"]
+    done = loop(*options, "--frames", 4, "--frame-tokens", 16, 40, "--dry-run")
+    commands = [line for line in done.stdout.splitlines() if line.startswith("python")][:-2]  # report, page
+    assert len(commands) == 11
+    assert all("--frames 4 --frame-tokens 16 40" in line for line in commands)
+    done = loop(*options, "--frame-tokens", 16, "--dry-run")
+    assert "--frame-tokens takes 2 value(s), not 1" in done.stderr
+
+
 def test_an_option_of_dpo_that_we_give_too_is_overruled_by_the_users(monkeypatch):
     done = loop("--model", "m", "--run", "r", "--videos", "v", "--rounds", 1, "--dry-run", "--", "--seed", "7")
     [command] = [line for line in printed_commands(done.stdout) if "dpo.py" in line]
@@ -183,7 +193,7 @@ def test_help_names_every_option():
     assert (done.returncode, done.stderr) == (0, "")
     script = (ROOT / "tools" / "loop.sh").read_text()
     taken = re.findall(r"^    (--[a-z-]+)\) (?!refuse)", script, re.MULTILINE)
-    assert len(taken) == 14
+    assert len(taken) == 15
     for option in taken:
         assert option in done.stdout
     assert "#" not in done.stdout
@@ -473,6 +483,7 @@ def plan_8b(*words, devices=("cuda:0",), processes=1, videos_per_batch=1, monkey
     assert config.model_type == "internvl"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
     args = argparse.Namespace(model=fixture, frames=None, processes=processes, videos_per_batch=videos_per_batch)
+    args.frame_tokens = None
     return needs.plan_memory(args, needs.parse_training(args, list(words)))
 
 
@@ -505,7 +516,7 @@ def test_the_examples_in_its_docstrings_are_true():
 
 def test_finished_rounds_need_no_disk_any_more(tmp_path, monkeypatch, capsys):
     plan = needs.Plan({}, {}, n_trained=GIB, saved=5 * GIB)
-    args = argparse.Namespace(run=tmp_path / "run", rounds=2)
+    args = argparse.Namespace(run=tmp_path / "run", rounds=2, frame_tokens=None)
     free = 10 * GIB
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free))
     [warning] = needs.tell_disk(args, plan)  # a model, and two checkpoints of 12 GiB
@@ -529,7 +540,7 @@ def test_memory_is_what_the_memory_tool_says_and_a_tenth_is_left_free(monkeypatc
     assert list(plan.training.values()) == [row.training for row in rows]
     assert list(plan.answering.values()) == [row.answering for row in rows]
     training = max(plan.training.values())  # 90.1 GiB, as docs/real-models.md has it
-    args = argparse.Namespace(model=fixture)
+    args = argparse.Namespace(model=fixture, frame_tokens=None)
     for size, n_warnings in ((training / 0.9 + 1, 0), (training / 0.9 - GIB, 1), (GIB, 2)):
         monkeypatch.setattr(needs, "measure_device", lambda device, size=size: size)
         assert len(needs.tell_memory(args, plan)) == n_warnings

@@ -652,7 +652,7 @@ def test_a_row_has_room_or_is_named(model, tokenizer, frames, monkeypatch):
 
     too_long = " ".join([question] * 2)
     with pytest.raises(
-        common.InputError, match=f"162 tokens of the video .*'{question[:-1]} ?. how.* leave that row out"
+        common.InputError, match=f"162 positions of the video .*'{question[:-1]} ?. how.* leave that row out"
     ):
         vlm.decode(model, tokenizer, [video], [[question, too_long]], 20)
 

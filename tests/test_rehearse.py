@@ -328,12 +328,12 @@ def write(path, text="x"):
 def test_finished_steps_are_kept_and_a_changed_one_begins_anew_with_all_after_it(tmp_path, capsys):
     steps = [rehearse.Step(name, write(tmp_path / name, name), tmp_path / name) for name in "abc"]
     record = tmp_path / "steps.json"
-    measured = rehearse.run_steps(steps, record)
+    measured = rehearse.run_steps(steps, record, "clip")
     assert [took.disk for took in measured.values()] == [1, 1, 1]
 
     steps[1] = steps[1]._replace(command=write(tmp_path / "b", "four"))
     capsys.readouterr()
-    measured = rehearse.run_steps(steps, record)
+    measured = rehearse.run_steps(steps, record, "clip")
     said = capsys.readouterr().out
     assert [step for step in "abc" if f"--- {step}\n" in said] == ["b", "c"]
     assert [took.disk for took in measured.values()] == [1, 4, 1]
@@ -345,12 +345,12 @@ def test_a_step_that_fails_is_named_and_the_next_run_begins_with_it(tmp_path, ca
     half = f"import sys; open({str(tmp_path / 'b')!r}, 'w'); sys.exit(3)"
     bad = rehearse.Step("bad", ["-c", half], tmp_path / "b")
     with pytest.raises(common.InputError, match="the step bad failed: exit code 3"):
-        rehearse.run_steps([good, bad], tmp_path / "steps.json")
+        rehearse.run_steps([good, bad], tmp_path / "steps.json", "clip")
     assert list(json.loads((tmp_path / "steps.json").read_text())) == ["good"]
 
     killed = bad._replace(command=["-c", "import os; os.kill(os.getpid(), 9)"])
     with pytest.raises(common.InputError, match="it was killed, most likely because the machine's memory was full"):
-        rehearse.run_steps([good, killed], tmp_path / "steps.json")
+        rehearse.run_steps([good, killed], tmp_path / "steps.json", "clip")
     assert "good: finished before" in capfd.readouterr().out
     assert not (tmp_path / "b").exists()  # the half that the first try wrote
 

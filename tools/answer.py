@@ -59,7 +59,8 @@ def main():
     common.check_rows_are_left(args.input, groups)
     groups = groups[: args.limit]
     texts = vlm.list_texts(args.input, groups, ("question",))
-    vlm.check_model(args.model, texts + prompts.list_texts(wording, args.prompts))
+    texts += prompts.list_texts(wording, args.prompts)
+    vlm.check_model(args.model, texts, args.frame_tokens)
     meta = common.make_meta(args, [wording.answer], wording._asdict(), root, groups)
     groups = common.take_shard(groups, args)
     again = ("unreadable_video",) if args.retry_unreadable else ()

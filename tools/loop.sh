@@ -15,6 +15,7 @@
 #                          revision that differs (critic)
 #   --prompts FILE         prompts, kinds of questions and error types of your own: docs/prompts.md
 #   --frames N             frames of a video, in all stages (the checkpoint's)
+#   --frame-tokens LEAST MOST   Qwen-VL: tokens of two frames, in all stages (the checkpoint's)
 #   --processes N          processes that answer, such as one a GPU: torchrun starts them (1)
 #   --videos-per-batch V   videos whose answers are decoded together (1)
 #   --benchmark NAME DIR   score the base and the model of every round: RUN/base/eval, ...
@@ -71,7 +72,8 @@ while (($#)); do
     --lrs) lrs=("${values[@]:-}") wanted=${#lrs[@]} ;;
     --gate) gate=(--gate "${values[0]}") ;;
     --prompts) prompts=(--prompts "${values[0]}") ;;
-    --frames) frames=(--frames "${values[0]}") ;;
+    --frames) frames+=(--frames "${values[0]}") ;;
+    --frame-tokens) frames+=(--frame-tokens "${values[@]}") wanted=2 ;;
     --processes) processes=${values[0]} ;;
     --videos-per-batch) batches=(--videos-per-batch "${values[0]}") ;;
     --benchmark) benchmark=("${values[@]}") wanted=2 ;;
@@ -88,7 +90,9 @@ done
 [[ $run ]] || refuse "--run RUN is missing"
 check_number --rounds "$rounds"
 [[ ! $limit ]] || check_number --limit "$limit"
-[[ ! ${frames[1]} ]] || check_number --frames "${frames[1]}"
+for value in "${frames[@]}"; do
+  [[ $value == --frame* ]] || check_number --frames "$value"
+done
 [[ ! ${batches[1]} ]] || check_number --videos-per-batch "${batches[1]}"
 check_number --processes "$processes"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"

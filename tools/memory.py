@@ -309,7 +309,7 @@ def main():
     args = parse_args()
     adapter = vlm.read_adapter(args.model)
     args.lora_rank = adapter.rank or args.lora_rank  # one that is trained further keeps its own
-    config = placement.read_config(vlm.find_base(args.model))
+    config = placement.read_config(vlm.find_base(args.model), args.frame_tokens)
 
     devices = [f"device {number}" for number in range(args.devices)]
     rows = plan(config, devices, args)
@@ -359,6 +359,7 @@ def parse_args(words: list[str] | None = None):
         default=common.DEFAULT_FRAMES,
         help="frames of a video",
     )
+    common.add_frame_tokens(data)
     data.add_argument(
         "--pairs", type=at_least_one, metavar="N", default=6, help="pairs about one video"
     )

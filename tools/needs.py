@@ -46,7 +46,7 @@ def main():
     """Print what the run needs, and what of it will not fit."""
     args, words = parse_args()
     training = parse_training(args, words)
-    vlm.check_model(args.model)
+    vlm.check_model(args.model, (), args.frame_tokens)
     dpo.check_adapter(training)
     prompts.tell_if_no_verdict(prompts.choose(args, []).critique)
     if args.benchmark:
@@ -194,7 +194,7 @@ def plan_memory(args, training) -> Plan:
     on_cpu = devices[0].startswith("cpu")
     dtype = training.dtype or ("float32" if on_cpu else "bfloat16")
 
-    config = placement.read_config(vlm.find_base(args.model))
+    config = placement.read_config(vlm.find_base(args.model), training.frame_tokens)
     options = memory.parse_args(list_options(args, training, config, dtype))
     rows = memory.plan(config, devices, options)
     answering_bytes = plan_answering(config, devices, args.processes, options)
@@ -213,6 +213,8 @@ def list_options(args, training, config, dtype: str) -> list[str]:
     rank = vlm.read_adapter(args.model).rank or training.lora_rank or dpo.LORA_RANK
     options = [args.model, "--dtype", dtype, "--tune", training.tune, "--lora-rank", rank]
     options += ["--frames", families.choose_n_frames(training.frames, config)]
+    if training.frame_tokens:
+        options += ["--frame-tokens", *training.frame_tokens]
     options += ["--videos-per-batch", args.videos_per_batch]
     options += ["--videos-per-step", training.videos_per_step]
     if training.activation_checkpointing:
@@ -327,6 +329,7 @@ def parse_args():
         metavar="N",
         help="frames of a video (default: the checkpoint says it)",
     )
+    common.add_frame_tokens(parser)
     add("--prompts", metavar="FILE", help="other prompts")
     add("--processes", type=common.at_least(1), default=1, metavar="N", help="that answer")
     add(
@@ -347,6 +350,8 @@ def parse_training(args, words: list[str]):
     ours = ["--model", args.model, "--input", "pairs.jsonl", "--output", "model"]
     if args.frames:
         ours += ["--frames", str(args.frames)]
+    if args.frame_tokens:
+        ours += ["--frame-tokens", *map(str, args.frame_tokens)]
     before = sys.argv
     sys.argv = ["dpo.py", *ours, *words]
     try:
@@ -356,6 +361,10 @@ def parse_training(args, words: list[str]):
     if (training.model, training.input, str(training.output)) != (args.model, ours[3:4], ours[5]):
         raise common.InputError(
             "--model, --input and --output behind --: each round has its own, which loop.sh gives"
+        )
+    if training.frame_tokens != args.frame_tokens:
+        raise common.InputError(
+            "--frame-tokens behind --: it belongs before --, for all stages alike"
         )
     if training.overwrite or training.limit:
         raise common.InputError(

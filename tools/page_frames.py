@@ -67,7 +67,7 @@ def read_how_shown(output: Path) -> Shown:
     meta = common.meta_path(output)
     root, arguments = common.read_keys(meta, "root", "arguments")
     model = find_model(meta)
-    config = placement.read_config(vlm.find_base(model))
+    config = placement.read_config(vlm.find_base(model), arguments.get("frame_tokens"))
     asked = arguments.get("frames")
     if not isinstance(root, str) or not isinstance(asked, int | None):
         raise common.InputError(f"{meta}: `root` is no path, or `frames` is no number")
@@ -103,7 +103,9 @@ def make_strip(shown: Shown, row: dict) -> str:
     width = max(1, round(HEIGHT * frames.shape[2] / frames.shape[1]))
     small = [cv2.resize(frame, (width, HEIGHT), interpolation=cv2.INTER_AREA) for frame in frames]
     strip = cv2.cvtColor(np.concatenate(small, axis=1), cv2.COLOR_RGB2BGR)
-    _, jpeg = cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    encoded, jpeg = cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not encoded:
+        raise OSError(f"{len(frames)} frames beside each other are too wide for a JPEG")
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"
 
 

@@ -60,7 +60,8 @@ def find_model(output: Path) -> str | None:
 def lay_out(model: str, path: Path, pairs: list[dict]) -> dict:
     """Lay out pairs about one frame, whose visual tokens are drawn as one; see draw_packed."""
     tokenizer = vlm.load_tokenizer(model)
-    config = placement.read_config(vlm.find_base(model))
+    [arguments] = common.read_keys(common.meta_path(path), "arguments")
+    config = placement.read_config(vlm.find_base(model), arguments.get("frame_tokens"))
     placeholder = families.find_placeholder(config)
     size = families.choose_size(config, HEIGHT, WIDTH)
     ids = families.encode_video(tokenizer, config, size, [0.0])
@@ -154,8 +155,8 @@ def compare(rounds: list[Path], n: int, draw) -> dict[str, list]:
 def score(model_path, path: Path, pairs: list[dict]) -> dict[str, list]:
     """Score the tokens of pairs -> {id: [tokens of chosen, of rejected]}; a token: [text, logp]."""
     tokenizer = vlm.load_tokenizer(model_path)
-    model = vlm.load_model(model_path)
     root, arguments = common.read_keys(common.meta_path(path), "root", "arguments")
+    model = vlm.load_model(model_path, frame_tokens=arguments.get("frame_tokens"))
     args = argparse.Namespace(frames=arguments["frames"])
     groups = common.group_by_segment(pairs)
     scored = {}

@@ -10,8 +10,8 @@ All of them follow the video, which is printed once. The stages' own functions
 encode them, with the prompts that the file's meta.json records.
 
 Control tokens are in [brackets], on a terminal in reverse video: what looks
-like one and is not marked is ordinary text to the model. Neither weights nor
-the video are read.
+like one and is not marked is ordinary text to the model. Weights are not read;
+the video is only where its tokens depend on it (Qwen-VL).
 """
 
 import argparse
@@ -182,6 +182,8 @@ def parse_args():
         metavar="N",
         help="frames of a video (default: as the file's meta.json says, else as the model does)",
     )
+    common.add_frame_tokens(parser)
+    add("--videos", metavar="DIR", help="where the videos are (default: as the meta.json says)")
     add("--ids", action="store_true", help="print the tokens' ids, too")
     prompts.add_option(parser)
     return parser.parse_args()
@@ -199,9 +201,11 @@ def main():
     if not exchanges:
         raise common.InputError(f"{args.file}: the row {args.id!r} has no text")
 
-    config = placement.read_config(vlm.find_base(args.model))
+    made_with = read_arguments(args.file)
+    frame_tokens = args.frame_tokens or made_with.get("frame_tokens")
+    config = placement.read_config(vlm.find_base(args.model), frame_tokens)
     tokenizer = vlm.load_tokenizer(args.model)
-    n_frames = families.choose_n_frames(args.frames or read_frames(args.file), config)
+    n_frames = families.choose_n_frames(args.frames or made_with.get("frames"), config)
     video = encode_video(args, row, tokenizer, config, n_frames)
     mark = mark_in_reverse if sys.stdout.isatty() else mark_in_brackets
     print(f"\n---- the video: {n_frames} frames, {len(video)} tokens")
@@ -227,10 +231,18 @@ def encode_video(args, row: dict, tokenizer, config, n_frames: int) -> list[int]
     """Encode a row's video. It is read if its tokens depend on its own size and times."""
     if config.model_type == "internvl":
         return vlm.encode_prefix(tokenizer, config, n_frames)
-    [root] = common.read_keys(common.meta_path(args.file), "root")
-    sample = prefix.sample_segment(root, row, n_frames, config)
-    size = families.choose_size(config, *sample.frames.shape[1:3])
-    return families.encode_video(tokenizer, config, size, sample.seconds)
+    meta = common.meta_path(args.file)
+    if "video" not in row or not (args.videos or meta.exists()):
+        raise common.InputError(
+            f"{args.file}: what a {config.model_type} sees depends on the video; the row needs "
+            "`video`, and without a meta.json --videos must say where the videos are"
+        )
+    root = args.videos or common.read_keys(meta, "root")[0]
+    try:
+        sample = prefix.sample_segment(root, row, n_frames, config)
+    except OSError as error:
+        raise common.InputError(f"{error} (--videos says where the videos are)") from error
+    return families.encode_video(tokenizer, config, sample.frames.shape[1:3], sample.seconds)
 
 
 def name_source(args) -> str:
@@ -242,12 +254,10 @@ def name_source(args) -> str:
     return "no meta.json records its prompts: the model's own if it lists them, else the default"
 
 
-def read_frames(path: Path) -> int | None:
-    """Read how many frames a file was made with; None if it does not say, or left it open."""
+def read_arguments(path: Path) -> dict:
+    """Read the options that a file was made with; {} if no meta.json says them."""
     meta = common.meta_path(path)
-    if not meta.exists():
-        return None
-    return common.read_json(meta).get("arguments", {}).get("frames")
+    return common.read_json(meta).get("arguments", {}) if meta.exists() else {}
 
 
 if __name__ == "__main__":

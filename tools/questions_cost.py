@@ -60,7 +60,8 @@ def write_prompts(shapes: list, n: int) -> list[str]:
 def ask(model, tokenizer, path: Path, prompts: list[str], max_new_tokens: int) -> float:
     """Answer prompts about a video file -> the seconds that it takes."""
     begun = time.perf_counter()
-    video = vlm.Video(model, tokenizer, media.sample_frames(path, FRAMES).frames)
+    sample = media.sample_frames(path, FRAMES)
+    video = vlm.Video(model, tokenizer, sample.frames, sample.seconds)
     vlm.decode(model, tokenizer, [video], [prompts], max_new_tokens)
     return time.perf_counter() - begun
 

@@ -120,7 +120,9 @@ def is_qwen(model: str) -> bool:
     if model in SIZES:
         return True
     path = config_path(model)
-    return path.exists() and common.read_json(path).get("model_type") in families.QWEN
+    return path.exists() and common.read_keys(path, "model_type") in [
+        [kind] for kind in families.QWEN
+    ]
 
 
 def config_path(model: str) -> Path:
@@ -138,7 +140,7 @@ def find_config(model: str):
     if model in SIZES:
         return transformers.AutoConfig.for_model(**SIZES[model])
     path = config_path(model)
-    if not path.exists():
+    if not is_qwen(model):
         raise common.InputError(
             f"{model}: neither a size that is known ({', '.join(SIZES)}) nor a config.json of "
             "Qwen3-VL or Qwen2.5-VL or its directory"

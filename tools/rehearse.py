@@ -27,6 +27,7 @@ starts anew, and so do those after it.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import shlex
@@ -150,7 +151,7 @@ def write_inputs(base: Path, clip: Path | None):
     path = base / "videos" / CLIP
     if clip:
         shutil.copy(clip, path)
-    elif not path.exists():
+    else:
         write_clip(path)
     shutil.copytree(base / "videos", base / "benchmark" / "videos", dirs_exist_ok=True)
 
@@ -264,8 +265,10 @@ class Measured(NamedTuple):
 FIELDS = Measured._fields
 
 
-def run_steps(steps: list[Step], record: Path) -> dict[str, Measured]:
+def run_steps(steps: list[Step], record: Path, clip: str) -> dict[str, Measured]:
     """Run the steps that are not finished, and keep what they took in a file.
+
+    clip: fingerprint of the video; with another one all begins anew
 
     Raises:
         InputError: if one failed; it names the step
@@ -274,15 +277,15 @@ def run_steps(steps: list[Step], record: Path) -> dict[str, Measured]:
     finished = {}
     for step in steps:
         entry = kept.get(step.name, {})
-        same = entry.get("command") == step.command and entry.keys() == {"command", *FIELDS}
-        if same:
+        same = (entry.get("command"), entry.get("clip")) == (step.command, clip)
+        if same and entry.keys() == {"command", "clip", *FIELDS}:
             print(f"{step.name}: finished before, not done again")
         else:
             kept = {}  # the steps after this one begin anew, too
             clear(step.output)
             print(f"\n--- {step.name}\npython {shlex.join(step.command)}", flush=True)
             took = measure(step)
-            entry = {"command": step.command, **took._asdict()}
+            entry = {"command": step.command, "clip": clip, **took._asdict()}
             print(f"{step.name}: {describe(took)}", flush=True)
         finished[step.name] = entry
         common.write_json(record, finished | kept)
@@ -671,7 +674,8 @@ def main():
     check_machine(needs, base, uses_gpu(args.devices))
 
     write_inputs(base, args.clip)
-    measured = run_steps(list_steps(base, args), base / "steps.json")
+    clip = hashlib.sha256((base / "videos" / CLIP).read_bytes()).hexdigest()
+    measured = run_steps(list_steps(base, args), base / "steps.json", clip)
     print_table(measured)
     print_meaning(args, shape.n_parameters, base)
 

@@ -290,11 +290,18 @@ def list_scores(benchmark: str, runs: dict[str, dict]) -> dict[str, str]:
     return column
 
 
+def describe_frames(arguments: dict) -> str:
+    """Say how many frames of a video were shown, and of how many tokens if that was asked for."""
+    frames = str(arguments.get("frames") or "the model's")
+    bounds = arguments.get("frame_tokens")
+    return f"{frames}, {bounds[0]}-{bounds[1]} tokens" if bounds else frames
+
+
 def describe_results(results: dict) -> dict[str, str]:
     """Describe a results.json -> {row of the table: text}; the accuracy of parts in percent."""
     column = {
         "model": "/".join(Path(str(results["model"])).parts[-2:]),
-        "frames": str(results["arguments"].get("frames") or "the model's"),
+        "frames": describe_frames(results["arguments"]),
         "score": show_score(results),
         "95% interval": show_interval(results),
         "score is": results["score_is"],

@@ -14,7 +14,13 @@ The stages use what is listed below, as vlm.NAME.
 
 from vlm.attention import SharedLayer, shared_prefix_attention
 from vlm.chat import END_OF_TURN, chat_parts, list_texts
-from vlm.families import IMAGE_MEAN, IMAGE_STD, encode_prefix, pixel_values
+from vlm.families import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    encode_prefix,
+    pixel_values,
+    restore_frame_tokens,
+)
 from vlm.files import carry_over, share
 from vlm.limits import check_room
 from vlm.lora import Adapter, add_lora, read_adapter, save_adapter
@@ -74,6 +80,7 @@ __all__ = [
     "plan_placement",
     "read_adapter",
     "reply",
+    "restore_frame_tokens",
     "save_adapter",
     "share",
     "shared_prefix_attention",

@@ -22,6 +22,7 @@ T pairs of frames, of h x w tokens each; a token is 2 x 2 patches.
 
 import itertools
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -138,9 +139,12 @@ def look_qwen(model, tokenizer, frames, seconds) -> Look:
     Qwen3-VL also has features for its first layers, which go with them ("deepstack").
     """
     config = model.config
+    between = (seconds[-1] - seconds[0]) / max(1, len(seconds) - 1)  # two frames, in seconds
     frames = make_even(frames)
     seconds = make_even(seconds)
-    size = choose_size(config, *frames.shape[1:3])
+    size = frames.shape[1:3]
+    if not is_fitted(config, *size):  # `shrink` did it mostly; twice may give another size
+        size = choose_size(config, *size)
     pixels = pixel_values(frames, size, *QWEN_PIXELS[config.model_type])  # (F, 3, height, width)
     patch = config.vision_config.patch_size
     grid = (len(frames) // 2, size[0] // patch, size[1] // patch)  # in patches
@@ -150,7 +154,7 @@ def look_qwen(model, tokenizer, frames, seconds) -> Look:
         video_grid_thw=torch.tensor([grid], device=model.device),
     )
     ids = encode_qwen(tokenizer, config, size, seconds)
-    positions = place_qwen(config, ids, size, seconds)  # (3, P)
+    positions = place_qwen(config, ids, size, between)  # (3, P)
     return Look(
         ids=torch.tensor([ids], device=model.device),
         positions=positions[:, None].to(model.device),  # (3, 1, P)
@@ -170,9 +174,8 @@ def make_even(of_frames) -> np.ndarray:
 def read_bounds(config) -> tuple[int, int]:
     """Read how many tokens two frames have at least and at most: --frame-tokens, or Qwen's own."""
     bounds = getattr(config, "frame_tokens", QWEN_TOKENS)
-    if not (
-        len(bounds) == 2 and all(type(n) is int for n in bounds) and 1 <= bounds[0] <= bounds[1]
-    ):
+    is_pair = isinstance(bounds, (list, tuple)) and len(bounds) == 2
+    if not is_pair or any(type(n) is not int for n in bounds) or not 1 <= bounds[0] <= bounds[1]:
         raise common.InputError(
             f"--frame-tokens, or frame_tokens of config.json: {bounds} are not two whole numbers "
             "from 1 on, the larger one last"
@@ -181,7 +184,10 @@ def read_bounds(config) -> tuple[int, int]:
 
 
 def take_frame_tokens(config, asked: list[int] | None):
-    """Take --frame-tokens into a config, which a model that is trained keeps."""
+    """Take --frame-tokens into a config, in the place of what config.json says.
+
+    A model that is trained does not keep it: it is given to every stage, as --frames is.
+    """
     if not asked:
         return
     if config.model_type == "internvl":
@@ -189,8 +195,53 @@ def take_frame_tokens(config, asked: list[int] | None):
             f"--frame-tokens is for Qwen-VL; a frame of this model has {config.image_seq_length} "
             "tokens, always"
         )
-    config.frame_tokens = list(asked)
+    config.frame_tokens = asked
+
+
+def restore_frame_tokens(config, base: Path):
+    """Put back into a config, before it is saved, what its base's config.json says of them."""
+    own = common.read_json(base / "config.json").get("frame_tokens")
+    if own:
+        config.frame_tokens = own
+    elif hasattr(config, "frame_tokens"):
+        del config.frame_tokens
+
+
+def check_config(config, path: Path):
+    """Raise InputError if a config.json has not what this code needs of Qwen-VL.
+
+    path: of it, for the message
+    """
+    if config.model_type not in QWEN:
+        return
     read_bounds(config)
+    for key in ("temporal_patch_size", "spatial_merge_size"):
+        value = getattr(config.vision_config, key)
+        if value != 2:
+            raise common.InputError(
+                f"{path}: vision_config.{key} is {value}; only 2 can be used, as all published "
+                "models of this class have it"
+            )
+
+
+def check_tokenizer(tokenizer, config, path):
+    """Raise InputError if Qwen-VL's marks of a video are no tokens, or others than config.json's.
+
+    path: of the checkpoint, for the message
+    """
+    if config.model_type not in QWEN:
+        return
+    controls = chat.control_tokens(tokenizer)
+    for mark in ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>"):
+        id = tokenizer.convert_tokens_to_ids(mark)
+        wrong = id not in controls
+        if mark == "<|video_pad|>":
+            wrong = wrong or id != config.video_token_id
+        if wrong:
+            raise common.InputError(
+                f"{path}: {mark} is not the control token in its tokenizer that config.json says; "
+                "take the tokenizer's files of the same checkpoint"
+            )
 
 
 def fit(height: int, width: int, unit: int, least: int, most: int) -> tuple[int, int]:
@@ -204,18 +255,29 @@ def fit(height: int, width: int, unit: int, least: int, most: int) -> tuple[int,
     (364, 644)
     >>> fit(1080, 1920, 28, 128, 768)  # 39 x 69 would be more than 768
     (560, 1008)
+
+    Where no such size has as many tokens as narrow bounds ask for, it has fewer.
     """
     rows = max(1, round(height / unit))
     columns = max(1, round(width / unit))
+    # The order of the operations decides how a size that divides exactly is rounded
+    if rows * columns < least:
+        scale = math.sqrt(least * unit**2 / (height * width))
+        rows = math.ceil(height * scale / unit)
+        columns = math.ceil(width * scale / unit)
     if rows * columns > most:
-        scale = math.sqrt(most / (height * width))  # tokens a pixel, along a side
-        rows = max(1, math.floor(height * scale))
-        columns = max(1, math.floor(width * scale))
-    elif rows * columns < least:
-        scale = math.sqrt(least / (height * width))
-        rows = math.ceil(height * scale)
-        columns = math.ceil(width * scale)
+        scale = math.sqrt(height * width / (most * unit**2))
+        rows = max(1, math.floor(height / scale / unit))
+        columns = max(1, math.floor(width / scale / unit))
     return rows * unit, columns * unit
+
+
+def is_fitted(config, height: int, width: int) -> bool:
+    """Tell whether frames consist of whole tokens, and not of too many."""
+    unit = 2 * config.vision_config.patch_size
+    _, most = read_bounds(config)
+    is_whole = height % unit == 0 and width % unit == 0
+    return is_whole and (height // unit) * (width // unit) <= most
 
 
 def cut_in_patches(pixels, patch: int):
@@ -253,7 +315,7 @@ def encode_qwen(tokenizer, config, size, seconds) -> list[int]:
     return chat.encode(tokenizer, before_user + video)
 
 
-def place_qwen(config, ids: list[int], size, seconds) -> torch.Tensor:
+def place_qwen(config, ids: list[int], size, between: float) -> torch.Tensor:
     """Give time, row and column of each token -> (3, P).
 
     A text has the same number three times. Visual tokens count from the number behind the text
@@ -261,14 +323,15 @@ def place_qwen(config, ids: list[int], size, seconds) -> torch.Tensor:
     time in Qwen3-VL, which has the seconds in words; in Qwen2.5-VL it is `tokens_per_second` a
     second, rounded down. As in Qwen's training code (qwen-vl-finetune, rope2d.py); transformers 5
     goes on behind the largest row or column, even if time went further.
+
+    between: seconds from one frame to the next; below 0 for a segment that ends before it starts
     """
     unit = 2 * config.vision_config.patch_size
     rows = size[0] // unit
     columns = size[1] // unit
     step = 0.0  # of time, from one pair of frames to the next
     if config.model_type == "qwen2_5_vl":
-        between = (seconds[-1] - seconds[0]) / (len(seconds) - 1)  # two frames, in seconds
-        step = config.vision_config.tokens_per_second * 2 * between
+        step = config.vision_config.tokens_per_second * 2 * max(0.0, between)
 
     parts = []
     behind = 0

@@ -112,14 +112,14 @@ def check_frames(tokenizer, config, n_frames: int):
 
     The message has the largest --frames that fits.
     """
+    if config.model_type != "internvl":
+        return  # how many positions a video takes depends on its shape: check_room says it
     limit = count_positions(config)
 
     def fits(n: int) -> bool:
         least, _ = families.count_tokens(config, n)
         if least + ROOM > limit:  # nothing endless is encoded
             return False
-        if config.model_type != "internvl":  # how many they are depends on the video
-            return True
         return len(families.encode_prefix(tokenizer, config, n)) + ROOM <= limit
 
     if fits(n_frames):
@@ -150,8 +150,8 @@ def check_room(config, tokenizer, n_video: int, rows: list[list[int]]) -> int:
     if room < 1:
         words = tokenizer.decode(longest, skip_special_tokens=True).strip()
         raise common.InputError(
-            f"{n_video} tokens of the video and {len(longest)} of the text {words[:80]!r} are more "
-            f"than the {limit} positions that the model was made for (max_position_embeddings); "
-            "leave that row out of the input, or take fewer --frames (with --overwrite)"
+            f"{n_video} positions of the video and {len(longest)} of the text {words[:80]!r} are "
+            f"more than the {limit} that the model was made for (max_position_embeddings); leave "
+            "that row out of the input, or take fewer --frames (with --overwrite)"
         )
     return room

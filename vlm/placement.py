@@ -45,9 +45,8 @@ def load(args):
         )
     dtype = getattr(torch, args.dtype) if args.dtype else None
     tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
-    config = read_config(find_base(args.model))
-    frame_tokens = getattr(args, "frame_tokens", None)  # tools.page, for one, has no such option
-    families.take_frame_tokens(config, frame_tokens)
+    frame_tokens = getattr(args, "frame_tokens", None)  # tools.bench, for one, has no such option
+    config = read_config(find_base(args.model), frame_tokens)
     n_frames = choose_n_frames(args.frames, config)
     limits.check_frames(tokenizer, config, n_frames)
     answers = hasattr(args, "videos_per_batch")
@@ -55,9 +54,7 @@ def load(args):
         dtype_there = dtype or torch.bfloat16
         needed = count_answering(args.model, config, n_frames, dtype_there, args.videos_per_batch)
         tell_faster_way(needed)
-    model = load_model(args.model, devices, dtype)
-    if frame_tokens:
-        families.take_frame_tokens(model.config, frame_tokens)
+    model = load_model(args.model, devices, dtype, frame_tokens)
     return model, tokenizer
 
 
@@ -137,7 +134,7 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def load_model(path, devices=None, dtype=None):
+def load_model(path, devices=None, dtype=None, frame_tokens=None):
     """Load a model in eval mode, its layers spread over one or more devices.
 
     Args:
@@ -157,7 +154,7 @@ def load_model(path, devices=None, dtype=None):
     if dtype is None:
         dtype = torch.float32 if devices[0].startswith("cpu") else torch.bfloat16
 
-    model, names = plan_model(path, dtype)
+    model, names = plan_model(path, dtype, frame_tokens)
     config = model.config
     place = plan_placement(config, devices)
     for file, names_of_file in names.items():
@@ -194,20 +191,24 @@ def check_devices(devices: list[str]):
             raise common.InputError(f"--devices: {name} is not there; {visible} to PyTorch")
 
 
-def check_model(path, texts: list = ()):
+def check_model(path, texts: list = (), frame_tokens: list[int] | None = None):
     """Raise InputError if a model cannot be loaded, as far as configs and headers tell.
 
     Stages call this before they write anything, so that a typo in --model leaves nothing behind.
     The tokenizer is loaded, weights are not read.
 
-    texts: that the model will be given, [(where it is from, text), ...]; see chat.check_texts
+    Args:
+        texts: that the model will be given, [(where it is from, text), ...]; see chat.check_texts
+        frame_tokens: what --frame-tokens says
     """
-    read_config(find_base(path))
-    chat.check_texts(load_tokenizer(path), texts)
+    config = read_config(find_base(path), frame_tokens)
+    tokenizer = load_tokenizer(path)
+    families.check_tokenizer(tokenizer, config, path)
+    chat.check_texts(tokenizer, texts)
     plan_model(path, torch.float32)
 
 
-def plan_model(path, dtype):
+def plan_model(path, dtype, frame_tokens=None):
     """Build a model on the meta device, without data, and find its tensors in the files.
 
     Args:
@@ -223,7 +224,7 @@ def plan_model(path, dtype):
     """
     adapter = read_adapter(path)
     directory = find_base(path)
-    config = read_config(directory)
+    config = read_config(directory, frame_tokens)
     kinds = {"": "sdpa", "text_config": attention.NAME}  # vision tower, language model
     attention.register()
     try:
@@ -336,11 +337,13 @@ def find_checkpoint(base, adapter=None) -> Path:
     return directory
 
 
-def read_config(directory: Path):
+def read_config(directory: Path, frame_tokens: list[int] | None = None):
     """Read a checkpoint's config.json as transformers does; dropout is taken out of it.
 
+    frame_tokens: what --frame-tokens says, in the place of what config.json may say
+
     Raises:
-        InputError: if transformers cannot read it, or if the attention is not full
+        InputError: if transformers cannot read it, or it has values that cannot be used
     """
     path = directory / "config.json"
     try:
@@ -350,6 +353,8 @@ def read_config(directory: Path):
         raise common.InputError(f"{path}: transformers cannot read it: {message}") from error
     limits.check_attention(config, path)
     limits.remove_dropout(config)
+    families.take_frame_tokens(config, frame_tokens)
+    families.check_config(config, path)
     return config
 
 
