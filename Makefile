@@ -1,4 +1,6 @@
 # make loop    the whole of VideoSAVi in a tiny world, from videos to a better model, on a laptop
+#              SEED=7: in a world of your own; RECIPE=FILE: with other options of tools/loop.sh
+# make leaderboard RECIPE=FILE SEED=7    a recipe's score on a world that nobody has seen (course/)
 # make test    the tests: a minute or two, no network, no GPU
 # make test-slow    killed processes, real clips (downloaded once), damaged files: a few minutes
 # make test-page    the page of a run in a real browser (chromium)
@@ -8,7 +10,10 @@
 PYTHON ?= python3
 
 loop: .venv/ready
-	PATH="$(CURDIR)/.venv/bin:$$PATH" bash shapes/loop.sh
+	PATH="$(CURDIR)/.venv/bin:$$PATH" SEED="$(SEED)" RECIPE="$(RECIPE)" bash shapes/loop.sh
+
+leaderboard: .venv/ready
+	.venv/bin/python -m course.leaderboard $(RECIPE) --seed $(SEED)
 
 test: .venv/ready-dev
 	.venv/bin/python -m pytest -q -n auto --dist loadfile tests
@@ -49,4 +54,4 @@ study: .venv/ready-dev
 clean:
 	rm -rf .venv runs
 
-.PHONY: loop test test-slow test-page lint study clean
+.PHONY: loop leaderboard test test-slow test-page lint study clean

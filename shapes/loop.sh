@@ -1,17 +1,34 @@
 #!/usr/bin/env bash
-# Four rounds of self-alignment in the tiny world: what `make loop` runs. Started again, it resumes.
+# Rounds of self-alignment in the tiny world: what `make loop` runs. Started again, it resumes.
 #
 #   bash shapes/loop.sh [dev|test] [directory of the run] [options of tools/loop.sh]
 #
-# Such an option is --prompts shapes/prompts/teacher.json.
+# Such an option is --prompts shapes/prompts/teacher.json. Two variables of the environment choose
+#
+#   RECIPE=shapes/recipes/paper.txt    options of tools/loop.sh, in a file
+#   SEED=0                             the world: other videos, as hard as these
+#
 # Scoring, the only step that sees the truth, runs beside the next round: a laptop has two cores.
 set -euo pipefail
+recipe=${RECIPE:-shapes/recipes/paper.txt}
+seed=${SEED:-0}
+own=''  # of another world or recipe: its directories have names of their own
+[[ $seed == 0 ]] || own+=-$seed
+world=runs/shapes$own
+[[ $recipe == shapes/recipes/paper.txt ]] || own+=-$(basename "$recipe" .txt)
 benchmark=${1:-test}
-run=${2:-runs/loop}
+run=${2:-runs/loop$own}
 export OMP_NUM_THREADS=1  # a model this small is slower on two threads than on one
 
-python -m shapes.world runs/shapes
-# Learning rates: smaller every round, since the critic gets weaker, so its pairs can be trusted less
-exec bash tools/loop.sh --model shapes/model --videos 'runs/shapes/round{round}' --run "$run" \
-  --rounds 4 --lrs 1e-4 2e-5 1e-5 5e-6 --videos-per-batch 4 \
-  --benchmark shapes "runs/shapes/$benchmark" --beside "${@:3}" -- --beta 3 --epochs 2
+options=() training=()  # of tools/loop.sh, and of dpo.py, which stand behind --
+behind=''
+for word in $(sed 's/#.*//' "$recipe"); do
+  if [[ $word == -- ]]; then behind=yes
+  elif [[ $behind ]]; then training+=("$word")
+  else options+=("$word")
+  fi
+done
+
+python -m shapes.world "$world" --seed "$seed"
+exec bash tools/loop.sh --model shapes/model --videos "$world/round{round}" --run "$run" \
+  "${options[@]}" --benchmark shapes "$world/$benchmark" --beside "${@:3}" -- "${training[@]}"

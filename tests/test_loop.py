@@ -188,6 +188,30 @@ def test_a_wrong_command_line_is_refused_in_one_line(options, complaint):
     assert done.stderr == f"loop.sh: error: {complaint}; bash tools/loop.sh --help shows all options\n"
 
 
+def shapes_loop(tmp_path, *words, **environment):
+    """What `make loop` would run: python, which would make the videos, does nothing."""
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    own = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | environment
+    command = ["bash", "shapes/loop.sh", *words, "--dry-run"]
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_loop_has_a_recipe_and_a_world(tmp_path):
+    usual = shapes_loop(tmp_path, "test", "runs/loop")
+    assert "--output runs/loop/round1/responses.jsonl" in usual
+    assert "--lr 2e-5 --beta 3 --epochs 2" in usual
+
+    recipe = tmp_path / "mine.txt"
+    recipe.write_text("# one round\n--rounds 1 --lrs 7e-5\n-- --beta 1  # a small one\n")
+    own = shapes_loop(tmp_path, "dev", "", RECIPE=str(recipe), SEED="7")
+    assert "--input runs/shapes-7/round1 --output runs/loop-7-mine/round1/responses.jsonl" in own
+    assert "--input runs/shapes-7/dev --output runs/loop-7-mine/base/eval" in own
+    assert "--lr 7e-5 --beta 1" in own
+    assert "round2" not in own
+
+
 def test_help_names_every_option():
     done = loop("--help")
     assert (done.returncode, done.stderr) == (0, "")

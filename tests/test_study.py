@@ -25,8 +25,8 @@ for number in range(40):
 
 
 def test_the_study_trains_as_the_loop_does():
-    script = (Path(__file__).parent.parent / "shapes" / "loop.sh").read_text()
-    rates = re.search(r"--lrs ([-\de. ]+) --", script)[1].split()
+    script = (Path(__file__).parent.parent / "shapes" / "recipes" / "paper.txt").read_text()
+    rates = re.search(r"--lrs ([-\de. ]+)", script)[1].split()
     assert rates == [f"{lr:.0e}".replace("e-0", "e-") for lr in study.LRS]
     flags = dict(re.findall(r"--(beta|epochs) (\d+)", script))
     assert flags == {"beta": str(study.BETA), "epochs": str(study.EPOCHS)}

@@ -5,7 +5,7 @@
 
 All in the tiny world. At the end the tables are printed and the plot is
 written (tools/study_tables.py). The stages run as they are, with the recipe
-of shapes/loop.sh; a control changes what lies between two of them. Run it
+of shapes/recipes/paper.txt; a control changes what lies between two of them. Run it
 again: it resumes.
 
     dpo              the loop
@@ -85,7 +85,7 @@ ONE_ROUND = ("sft-matched", "sft-unflagged", "sft-all-2e-4", "dpo-600", "sft-600
 SEEDS = (1, 2, 3)
 ROUNDS = (1, 2, 3, 4)
 
-# The recipe of shapes/loop.sh, with which tests/test_study.py compares it
+# The recipe of shapes/recipes/paper.txt, with which tests/test_study.py compares it
 BETA = 3
 EPOCHS = 2
 LRS = (1e-4, 2e-5, 1e-5, 5e-6)  # one a round
