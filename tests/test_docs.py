@@ -15,7 +15,7 @@ import generate
 import refine
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "course").glob("*.md"))]
 STAGES = {f"{stage.__name__}.py": stage for stage in (generate, critique, refine, dpo, evaluate)}
 
 
