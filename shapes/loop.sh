@@ -9,7 +9,8 @@
 #   SEED=0                             the world: other videos, as hard as these
 #
 # Scoring, the only step that sees the truth, runs beside the next round: a laptop has two cores.
-set -euo pipefail
+# No -u: the bash of macOS takes an empty array, such as of a recipe without --, for an unset one
+set -eo pipefail
 recipe=${RECIPE:-shapes/recipes/paper.txt}
 seed=${SEED:-0}
 own=''  # of another world or recipe: its directories have names of their own
