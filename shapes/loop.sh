@@ -6,7 +6,7 @@
 # Such an option is --prompts shapes/prompts/teacher.json. Two variables of the environment choose
 #
 #   RECIPE=shapes/recipes/paper.txt    options of tools/loop.sh, in a file
-#   SEED=0                             the world: other videos, as hard as these
+#   SEED=0                             the world: other videos, made in the same way
 #
 # Scoring, the only step that sees the truth, runs beside the next round: a laptop has two cores.
 # No -u: the bash of macOS takes an empty array, such as of a recipe without --, for an unset one
