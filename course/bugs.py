@@ -25,6 +25,7 @@ import common
 
 ROOT = Path(common.__file__).parent
 PATCHES = ROOT / "course" / "patches"
+ROOMS = ("vlm", "media", "outputs", "prompts", "benchmarks")  # what dpo.py imports
 # Whoever reads on sees the solution
 LETTERS = {
     "good": None,
@@ -120,9 +121,6 @@ def copy_code(directory: Path, bug: str | None) -> Path:
     return code
 
 
-ROOMS = ("vlm", "media", "outputs", "prompts", "benchmarks")
-
-
 def score(dev: Path, output: Path):
     """Score a model on dev, with the good code."""
     command = ["evaluate.py", "--benchmark", "shapes", "--model", output / "model", "--input", dev]
@@ -152,7 +150,7 @@ def print_table(output: Path):
         print(f"\n{letter}: dev {accuracy:.3f}")
         names = (f"{name.removeprefix('rewards/'):>{width}}" for name, width in WIDTH.items())
         print(" " * 9 + "".join(names))
-        for number in (0, 1, 4, last // 2, last):
+        for number in sorted({0, min(1, last), min(4, last), last // 2, last}):
             row = steps[number]
             cells = (f"{show(row, name):>{width}}" for name, width in WIDTH.items())
             print(f"step {number + 1:<4}" + "".join(cells))

@@ -7,13 +7,14 @@ A recipe is a file with options of tools/loop.sh, as those in shapes/recipes/. I
 may say what it likes about rounds, pairs, prompts and training. Model, videos
 and benchmark are the same for all: 800 unlabeled videos of the world of that
 seed, in one pool. Its last model is scored once, on that world's `test`; base
-and revisions too, for the closed gap. Nothing before that sees the truth.
+and revisions too, for the closed gap. Nothing before that sees the truth. Each
+version of a recipe is a run of its own, and stands on the board.
 
 The budget: 800 videos, and 10 minutes of the stages' own time on your machine.
 
-writes   runs/worlds/SEED/                  the world
-         runs/leaderboard/SEED/RECIPE/      the run, which resumes
-         runs/leaderboard/SEED/board.jsonl  a line for each recipe, which is printed
+writes   runs/shapes-SEED/                   the world, as make loop SEED=... has it
+         runs/leaderboard/SEED/NAME-VERSION  the run, which resumes
+         runs/leaderboard/SEED/board.jsonl   a line for each run, which is printed
 """
 
 import argparse
@@ -27,8 +28,7 @@ import common
 from tools import report
 
 ROOT = Path(common.__file__).parent
-WORLDS = ROOT / "runs" / "worlds"
-BOARDS = ROOT / "runs" / "leaderboard"
+RUNS = ROOT / "runs"
 MODEL = "shapes/model"
 ROUNDS = ("round1", "round2", "round3", "round4")
 VIDEOS = 800
@@ -40,9 +40,9 @@ def main():
     """Run and score a recipe, then print the board."""
     args = parse_args()
     options = read_recipe(args.recipe)
-    world = WORLDS / str(args.seed)
-    board = BOARDS / str(args.seed)
-    run = board / args.recipe.stem
+    world = RUNS / f"shapes-{args.seed}"
+    board = RUNS / "leaderboard" / str(args.seed)
+    run = board / f"{args.recipe.stem}-{common.fingerprint(*options)[:6]}"
     if not (world / "test" / "questions.json").exists():  # the last file that is written
         call(sys.executable, "-m", "shapes.world", world, "--seed", args.seed)
 
@@ -125,7 +125,7 @@ def describe(run: Path, last: Path) -> dict:
 
 
 def add(path: Path, entry: dict) -> list[dict]:
-    """Add an entry to a board, in the place of an older one of the same recipe; the best first."""
+    """Add an entry to a board, in the place of an older one of the same run; the best first."""
     entries = common.read_jsonl(path) if path.exists() else []
     entries = [other for other in entries if other["recipe"] != entry["recipe"]] + [entry]
     return sorted(entries, key=lambda entry: (entry["budget"] != "kept", -entry["accuracy"]))

@@ -21,8 +21,12 @@ benchmark=${1:-test}
 run=${2:-runs/loop$own}
 export OMP_NUM_THREADS=1  # a model this small is slower on two threads than on one
 
+if [[ ! -f $recipe ]]; then
+  echo "RECIPE=$recipe: no such file; shapes/recipes/ has some" >&2
+  exit 2
+fi
 options=() training=()  # of tools/loop.sh, and of dpo.py, which stand behind --
-behind=''
+behind=''  # whether -- came already
 for word in $(sed 's/#.*//' "$recipe"); do
   if [[ $word == -- ]]; then behind=yes
   elif [[ $behind ]]; then training+=("$word")

@@ -189,17 +189,17 @@ def test_who_keeps_the_budget_stands_before_who_does_not(tmp_path):
 @pytest.mark.slow
 def test_the_leaderboard_runs_and_scores_a_recipe(tmp_path, monkeypatch, capsys):
     """On a world of three videos a round, and five of the benchmark."""
-    monkeypatch.setattr(leaderboard, "WORLDS", tmp_path / "worlds")
-    monkeypatch.setattr(leaderboard, "BOARDS", tmp_path / "boards")
+    monkeypatch.setattr(leaderboard, "RUNS", tmp_path)
     size = ["--videos", "3", "--benchmark-videos", "5", "--seed", "5"]
-    monkeypatch.setattr(sys, "argv", ["world.py", str(tmp_path / "worlds" / "5"), *size])
+    monkeypatch.setattr(sys, "argv", ["world.py", str(tmp_path / "shapes-5"), *size])
     world.main()
     recipe = tmp_path / "two.txt"
     recipe.write_text("--rounds 2 --limit 2 --lrs 1e-4 1e-5\n-- --beta 3\n")
     monkeypatch.setattr(sys, "argv", ["leaderboard.py", str(recipe), "--seed", "5"])
     leaderboard.main()
-    [entry] = common.read_jsonl(tmp_path / "boards" / "5" / "board.jsonl")
-    assert (entry["recipe"], entry["rounds"], entry["videos"], entry["budget"]) == ("two", 2, 4, "kept")
+    [entry] = common.read_jsonl(tmp_path / "leaderboard" / "5" / "board.jsonl")
+    assert re.fullmatch(r"two-\w{6}", entry["recipe"])
+    assert (entry["rounds"], entry["videos"], entry["budget"]) == (2, 4, "kept")
     assert 0 < entry["accuracy"] <= 1
     assert "two" in capsys.readouterr().out
 

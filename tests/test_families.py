@@ -589,13 +589,30 @@ def test_a_trained_model_keeps_what_its_base_says_of_frame_tokens(directory, pai
 
 
 def test_frames_that_were_fitted_are_not_fitted_again(directory, tokenizer):
-    """1080 x 1920 has 252 tokens of 28 pixels where 256 are asked for; these frames again would have 286."""
+    """60 x 108 pixels have 5 x 10 tokens where 64 are asked for. To fit these frames again would make them 5 x 11."""
     model = vlm.load_model(directory, ["cpu"], frame_tokens=[64, 64])
-    fitted = families.shrink(draw_frames(1, 108, 192)[0], model.config)
+    fitted = families.shrink(draw_frames(1, 60, 108)[0], model.config)
     video = vlm.Video(model, tokenizer, np.stack([fitted, fitted]), [0.0, 1.0])
     n_visual = (video.ids == model.config.video_token_id).sum()
-    unit = 2 * model.config.vision_config.patch_size
-    assert n_visual == (fitted.shape[0] // unit) * (fitted.shape[1] // unit) <= 64
+    assert n_visual == 5 * 10
+
+
+def test_room_is_counted_in_positions(model, tokenizer, monkeypatch):
+    """A video of fewer positions than tokens leaves room where its tokens would leave none; and the other way round."""
+    video = vlm.Video(model, tokenizer, draw_frames(64), np.arange(64) * 0.01)
+    n_tokens = video.ids.shape[1]
+    n_prompt = len(vlm.encode_branch(tokenizer, QUESTIONS[0]).prompt)
+    assert video.behind + n_prompt + 30 < n_tokens
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", n_tokens)
+    pair = {"prompt": QUESTIONS[0], "chosen": ANSWERS[0], "rejected": ANSWERS[1]}
+    vlm.decode(model, tokenizer, [video], [QUESTIONS[:1]], 2)
+    dpo.pair_logps(model, tokenizer, video, [pair])
+
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", video.behind + n_prompt)
+    with pytest.raises(common.InputError, match=f"{video.behind} positions of the video"):
+        vlm.decode(model, tokenizer, [video], [QUESTIONS[:1]], 2)
+    with pytest.raises(common.InputError, match=f"{video.behind} positions of the video"):
+        dpo.pair_logps(model, tokenizer, video, [pair])
 
 
 def test_what_reads_an_output_shows_its_videos_as_it_saw_them(directory, clips, monkeypatch, capsys):

@@ -211,6 +211,10 @@ def test_make_loop_has_a_recipe_and_a_world(tmp_path):
     assert "--lr 7e-5 --beta 1" in own
     assert "round2" not in own
 
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        shapes_loop(tmp_path, "dev", "", RECIPE="no_such.txt")
+    assert "RECIPE=no_such.txt: no such file" in refused.value.stderr
+
 
 def test_help_names_every_option():
     done = loop("--help")

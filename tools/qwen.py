@@ -18,7 +18,6 @@ Without it a made-up one of the same size takes its place, and a line says so.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import tokenizers
@@ -120,9 +119,10 @@ def is_qwen(model: str) -> bool:
     if model in SIZES:
         return True
     path = config_path(model)
-    return path.exists() and common.read_keys(path, "model_type") in [
-        [kind] for kind in families.QWEN
-    ]
+    if not path.exists():
+        return False
+    [kind] = common.read_keys(path, "model_type")
+    return kind in families.QWEN
 
 
 def config_path(model: str) -> Path:
@@ -198,17 +198,7 @@ def write_tokenizer(config, directory: Path, cache: Path):
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(directory)
 
-    ids = {
-        "<|vision_start|>": config.vision_start_token_id,
-        "<|vision_end|>": config.vision_end_token_id,
-        "<|video_pad|>": config.video_token_id,
-    }
-    for token, id in ids.items():
-        actual = tokenizer.convert_tokens_to_ids(token)
-        if actual != id:
-            raise common.InputError(
-                f"{token} is {id} by config.json, {actual} in Qwen3's tokenizer"
-            )
+    families.check_tokenizer(tokenizer, config, directory)
 
 
 def make_up() -> str:
@@ -221,7 +211,7 @@ def make_up() -> str:
     whole.add_special_tokens(
         [tokenizers.AddedToken(token, normalized=False) for token in original.QWEN2_TOKENS]
     )
-    return json.dumps(json.loads(whole.to_str()))
+    return whole.to_str()
 
 
 # ------------------------------------------------------------------------------

@@ -234,10 +234,8 @@ def check_tokenizer(tokenizer, config, path):
     controls = chat.control_tokens(tokenizer)
     for mark in ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>"):
         id = tokenizer.convert_tokens_to_ids(mark)
-        wrong = id not in controls
-        if mark == "<|video_pad|>":
-            wrong = wrong or id != config.video_token_id
-        if wrong:
+        is_own = mark != "<|video_pad|>" or id == config.video_token_id
+        if id not in controls or not is_own:
             raise common.InputError(
                 f"{path}: {mark} is not the control token in its tokenizer that config.json says; "
                 "take the tokenizer's files of the same checkpoint"
