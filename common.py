@@ -48,8 +48,8 @@ def run(main):
         call(main)
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except torch.distributed.DistError as error:  # torchrun was killed: its store is gone
-        end_stopped(f": torchrun does not answer ({first_line(error)});", 1)
+    except torch.distributed.DistError as error:
+        end_stopped(name_lost(error), 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -80,12 +80,20 @@ def call(main):
             bar.close()
 
 
+def name_lost(error: torch.distributed.DistError) -> str:
+    """Say what a process has lost the connection to, for end_stopped."""
+    if isinstance(error, torch.distributed.DistBackendError):
+        return ": another process has ended, for what it says;"
+    return f": torchrun does not answer ({first_line(error)});"  # its store is gone
+
+
 def end_stopped(reason: str, code: int):
     """End the process, and say which command resumes its work.
 
     Of several processes on a machine two say it: one of them may be the one that was killed.
     """
-    if process().local_rank < 2:
+    is_follower = process().rank > 0 and not work_has_begun.is_set()  # nothing to resume
+    if process().local_rank < 2 and not is_follower:
         print(f"\nstopped{reason} the same command resumes: {command()}", file=sys.stderr)
     sys.exit(code)
 
@@ -169,9 +177,19 @@ def run_as_one_of_several(main):
             "sleep 5; done"
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun ends the others by it
-    if process().rank == 0:
-        main()
-        return
+    try:
+        if process().rank == 0:
+            main()
+        else:
+            follow(main)
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise torch.distributed.DistBackendError(error) from error  # gloo's have no class
+
+
+def follow(main):
+    """Run a stage's main as another process than the first one, in silence."""
     begun = time.monotonic()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         while True:
@@ -179,7 +197,10 @@ def run_as_one_of_several(main):
                 main()
                 return
             except InputError:
-                if work_has_begun.is_set() or time.monotonic() - begun > PATIENCE:
+                if work_has_begun.is_set():
+                    time.sleep(min(PATIENCE, 3))  # by then torchrun has ended it, if all are wrong
+                    raise
+                if time.monotonic() - begun > PATIENCE:
                     raise
             time.sleep(1)
 
@@ -391,6 +412,8 @@ def progress(*args, **options) -> tqdm:
         options["bar_format"] = (
             "{desc}: {n_fmt} of {total_fmt}, {elapsed}<{remaining}, {rate_fmt}{postfix}"
         )
+    if process().rank:  # of several processes the first one shows the progress of all
+        options["disable"] = True
     bars.append(tqdm(*args, **options))
     return bars[-1]
 

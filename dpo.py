@@ -15,7 +15,8 @@ and end) one forward and one backward pass over
 (over several devices: all forward passes, then one backward pass), then one
 update of AdamW on float32 master weights. The reference is the model that the
 round starts from: its log-probs are computed before the first update, by the
-same function.
+same function. Started by torchrun, one process a GPU trains a share of the
+videos, and holds a share of the weights (vlm/sharding.py).
 
 reads    id, video, question, chosen, rejected; rows with `dropped` are skipped.
          The prompt around the question is the one that it was asked with, which
@@ -30,7 +31,7 @@ Shapes: a video has B pairs, a step has S pairs. (2, B) is a row for the chosen
 answers and a row for the rejected.
 """
 
-import itertools
+import functools
 import json
 import math
 import os
@@ -48,6 +49,7 @@ import common
 import outputs
 import prompts
 import vlm
+from vlm import sharding
 
 SIDES = ("chosen", "rejected")
 SHOWN = ("loss", "rewards/margins", "rewards/accuracies")  # beside the progress bar
@@ -198,7 +200,7 @@ def accumulate(model, tokenizer, watched, batch: list, reference: dict, args) ->
     that devices can work at the same time (GPipe's order, arXiv 1811.06965; not measured yet).
 
     Args:
-        watched: iterable of (pairs, Video) of the step, as watch_each gives them
+        watched: iterable of (pairs, Video) of the step, as watch_batches gives them
         batch: [(name of a video, its pairs), ...], the same pairs
         reference: what reference_logps returns
     """
@@ -219,17 +221,17 @@ def accumulate(model, tokenizer, watched, batch: list, reference: dict, args) ->
         ref_sums, _ = reference[common.segment(pairs[0])]
         ref_sums = ref_sums.to(sums.device)
         share, rewards = step_loss(args, sums, lengths, ref_sums, n_pairs, n_tokens)
-        if not is_split:
+        if is_split:
+            shares.append(share)
+        else:
             share.backward()
-            share = share.detach()
-        shares.append(share)
-        parts.append((rewards, sums.detach(), lengths))
-    loss = sum(shares)
+        parts.append((share.detach(), rewards, sums.detach(), lengths))
     if is_split:
-        loss.backward()
+        sum(shares).backward()
 
-    rewards, sums, lengths = (torch.cat(part, dim=1) for part in zip(*parts))
-    return Step(loss.item(), rewards, sums, lengths)
+    losses, *parts = zip(*vlm.gather(parts))
+    rewards, sums, lengths = (torch.cat(part, dim=1) for part in parts)
+    return Step(sum(losses).item(), rewards, sums, lengths)
 
 
 @torch.no_grad()
@@ -249,24 +251,22 @@ def reference_logps(model, tokenizer, groups: list, root, args) -> dict:
         return {common.segment(pairs[0]): zero_reference(tokenizer, pairs) for _, pairs in groups}
 
     path = args.output / "reference.jsonl"
-    kept = common.read_jsonl(path, incomplete=True) if path.exists() else []
-    common.write_jsonl(path, kept)  # without an incomplete last line
+    rows = outputs.resume_lines(path)
+    left = left_to_do(groups, rows)
+    with outputs.open_lines(path) as file:
+        # A round has a video for each process: a single one, unless torchrun started several
+        rounds = common.cut_in_batches(left, common.process().n)
+        for watched in vlm.watch_batches(model, tokenizer, rounds, root, args, "reference"):
+            made = vlm.gather([reference_row(model, tokenizer, *each) for each in watched])
+            for row in made:
+                if "error" in row:
+                    print(f"left out: {row['error']}")
+                    continue
+                file.write(json.dumps(row) + "\n")
+                rows.append(row)
     reference = {}
-    for row in kept:
+    for row in rows:
         reference[common.segment(row)] = torch.tensor(row["sums"]), torch.tensor(row["lengths"])
-
-    left = [group for group in groups if common.segment(group[1][0]) not in reference]
-    with path.open("a", buffering=1) as file:
-        for pairs, video in vlm.watch_each(model, tokenizer, left, root, args, "reference"):
-            if video is None:
-                print(f"left out: {pairs[0]['error']}")
-                continue
-            sums, lengths = pair_logps(model, tokenizer, video, pairs)
-            name, start, end = common.segment(pairs[0])
-            row = {"video": name, "start": start, "end": end}
-            row |= {"sums": sums.tolist(), "lengths": lengths.tolist()}
-            file.write(json.dumps(row) + "\n")
-            reference[common.segment(pairs[0])] = sums.cpu(), lengths.cpu()
 
     n_bad = len(groups) - len(reference)
     if not reference or n_bad > args.max_bad * len(groups):
@@ -274,6 +274,22 @@ def reference_logps(model, tokenizer, groups: list, root, args) -> dict:
             f"{n_bad} of {len(groups)} videos cannot be read (--videos says where they are)"
         )
     return reference
+
+
+def left_to_do(groups: list, rows: list[dict]) -> list:
+    """Give the groups whose reference is not among the rows of reference.jsonl."""
+    done = {common.segment(row) for row in rows}
+    return [group for group in groups if common.segment(group[1][0]) not in done]
+
+
+def reference_row(model, tokenizer, pairs: list[dict], video) -> dict:
+    """Compute the log-probs of a segment's pairs -> its row of reference.jsonl, or its error."""
+    name, start, end = common.segment(pairs[0])
+    row = {"video": name, "start": start, "end": end}
+    if video is None:
+        return row | {"error": pairs[0]["error"]}
+    sums, lengths = pair_logps(model, tokenizer, video, pairs)  # (2, B) each
+    return row | {"sums": sums.tolist(), "lengths": lengths.tolist()}
 
 
 def zero_reference(tokenizer, pairs: list[dict]):
@@ -295,11 +311,7 @@ def read_work(args):
         groups: [(video, its pairs), ...], one for each segment of a video
         meta: for meta.json
     """
-    if common.process().n > 1:
-        raise common.InputError(
-            "under torchrun the stages that answer share out their work, but one process trains: "
-            "start dpo.py by python; it spreads the model over all GPUs"
-        )
+    sharding.check_devices(args)
     wording = prompts.choose(args, args.input, settled=("answer",))
     root, groups = read_pairs(args, wording.answer)
     vlm.check_model(args.model, list_texts(args.input, groups), args.frame_tokens)
@@ -426,11 +438,18 @@ def load_policy(args):
     Returns:
         model, tokenizer, adapter: vlm.Adapter, whose rank is 0 if all weights are trained
     """
-    model, tokenizer = vlm.load(args)
     adapter = vlm.read_adapter(args.model)
-    if args.tune == "lora" and not adapter.rank:  # a new one
+    is_new = args.tune == "lora" and not adapter.rank
+    if is_new:
         alpha = args.lora_alpha or 2 * args.lora_rank
         adapter = vlm.Adapter(args.model, rank=args.lora_rank, alpha=alpha)
+
+    if common.process().n > 1:  # FSDP2: each process holds its rows of every weight
+        freeze = functools.partial(freeze_all_but_language, tune=args.tune)
+        model, tokenizer = sharding.load(args, adapter, freeze)
+        return model, tokenizer, adapter
+    model, tokenizer = vlm.load(args)
+    if is_new:
         torch.manual_seed(args.seed)
         vlm.add_lora(model.model.language_model.layers, adapter.rank, adapter.alpha)
     return model, tokenizer, adapter
@@ -460,10 +479,13 @@ def print_memory(weights: list, masters: list, base, args):
         # Two moments in float32; unless the weight is its own master, also master and its gradient
         n_bytes = 8 if master is weight else 16
         needed.setdefault(weight.device, 0)
-        needed[weight.device] += weight.nbytes + n_bytes * weight.numel()
+        own = vlm.local(weight)  # all of it, unless several processes share it
+        needed[weight.device] += own.nbytes + n_bytes * own.numel()
+    each = "each process, " if common.process().n > 1 else ""
     for device, n_bytes in needed.items():
+        gib = n_bytes / 2**30
         print(
-            f"{device}: {n_bytes / 2**30:.2f} GiB for gradients and AdamW beside the weights; "
+            f"{each}{device}: {gib:.2f} GiB for gradients and AdamW beside the weights; "
             f"with activations: python -m tools.memory {base} --tune {args.tune}"
         )
 
@@ -529,7 +551,7 @@ def check_first_margin(passes: Step, batch: list, args):
     rounding = 0.01 * abs(args.beta) * logps.abs().max().item()  # generous, for bfloat16
     if largest > rounding:
         # Else the same command would resume with it, and train on a wrong reference
-        (args.output / "reference.jsonl").unlink()
+        outputs.remove(args.output / "reference.jsonl")
         raise common.InputError(
             f"step 1: a reward of {largest:.1e} where policy and reference are one model; no "
             "update was made. Did a video change after the reference was computed? The same "
@@ -552,15 +574,6 @@ def list_ids(batch: list) -> str:
 # What is written
 
 
-def open_metrics(path: Path, n_steps: int):
-    """Open metrics.jsonl to append to, cut after the lines of the first n_steps steps."""
-    metrics = path.open("a+", buffering=1)
-    metrics.seek(0)
-    kept = metrics.readlines()[:n_steps]
-    metrics.truncate(sum(len(line) for line in kept))
-    return metrics
-
-
 def summarize(passes: Step) -> dict:
     """Average a step's rewards, log-probs and lengths, under TRL's metric names."""
     margins = passes.rewards[0] - passes.rewards[1]  # (S,)
@@ -581,6 +594,8 @@ def begin(args, groups: list, meta: dict):
     Raises:
         InputError: also if --overwrite would remove what dpo.py did not write
     """
+    if common.process().rank:
+        return outputs.begin_together(None, args.output, meta)
     path = common.meta_path(args.output)
     if path.exists() and not args.overwrite:
         # Files that a killed run has already moved into place stay known as dpo.py's
@@ -597,7 +612,7 @@ def begin(args, groups: list, meta: dict):
         trained = "LoRA's factors" if args.tune == "lora" else "all weights of the language model"
         print(f"training {trained}, learning rate {args.lr:g}, loss {args.loss}")
         tell_where_from(args, groups, meta)
-    return lock
+    return outputs.begin_together(lock, args.output, meta)
 
 
 def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: dict):
@@ -607,13 +622,17 @@ def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: di
     that the training is finished, and what was needed to resume it is deleted.
     """
     check_weights_finite(model)
-    part = args.output / outputs.PART
-    part.mkdir(exist_ok=True)
+    part = outputs.make_part(args.output)
     if args.tune == "lora":
         vlm.save_adapter(model, part, adapter)
-        tokenizer.save_pretrained(part)
     else:
         save_full(model, tokenizer, part, vlm.find_base(args.model))
+    if common.process().rank:
+        return  # of several processes the first one does the rest
+    if args.tune == "lora":
+        tokenizer.save_pretrained(part)
+    else:
+        vlm.carry_over(vlm.find_base(args.model), part)
     prompts.save_with_model(part, args.model, meta["prompts"]["answer"])
     vlm.share(part)
     last = json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
@@ -627,6 +646,9 @@ Last step: `{json.dumps(last)}`
     (part / "README.md").write_text(card)
 
     files = sorted(part.iterdir())
+    for name in set(meta.get("files", ())) - {file.name for file in files}:
+        # Of a run that was killed here, whose weights lay in other files
+        outputs.remove(args.output / name)
     # Named first: what --overwrite may remove is known also if this process is killed here
     meta = meta | {"files": [file.name for file in files]}
     common.write_json(common.meta_path(args.output), meta)
@@ -637,8 +659,8 @@ Last step: `{json.dumps(last)}`
         os.replace(file, target)
     part.rmdir()
     common.write_json(common.meta_path(args.output), meta | {"finished": finished})
-    for file in (args.output / "reference.jsonl", *outputs.list_checkpoints(args.output)):
-        file.unlink(missing_ok=True)
+    for path in (args.output / "reference.jsonl", *outputs.list_checkpoints(args.output)):
+        outputs.remove(path)
     print(
         f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
         f"rewards/accuracies {last['rewards/accuracies']:.2f}"
@@ -646,20 +668,26 @@ Last step: `{json.dumps(last)}`
 
 
 def save_full(model, tokenizer, directory: Path, base: Path):
-    """Write all weights and config.json, and take over all other files of the base."""
+    """Write all weights, config.json and generation_config.json, as the base has them."""
     # For a base without generation_config.json: config.json may name another end than the chat's
     [end] = tokenizer.encode(vlm.END_OF_TURN, add_special_tokens=False)
     model.generation_config.eos_token_id = end
     model.generation_config._from_model_config = False  # else transformers may make it anew
     vlm.restore_frame_tokens(model.config, base)
-    model.save_pretrained(directory)
-    vlm.carry_over(base, directory)
+    if common.process().n > 1:
+        sharding.save_pretrained(model, base, directory)
+    else:
+        model.save_pretrained(directory)
 
 
 def check_weights_finite(model):
     """Raise InputError if a trained weight is infinite or NaN: such a model is not saved."""
     trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
-    bad = [name for name, weight in trained if not weight.isfinite().all()]
+    bad = []
+    for name, weight in trained:
+        saved_in = weight.dtype if ".lora_" in name else model.config.dtype
+        if not weight.to(saved_in).isfinite().all():
+            bad.append(name)
     if bad:
         raise common.InputError(
             f"{len(bad)} of {len(trained)} trained tensors have numbers that are infinite or NaN "
@@ -806,16 +834,14 @@ def main():
     groups = [group for group in groups if common.segment(group[1][0]) in reference]
     batches = make_batches(groups, args)
     n_done = outputs.load_checkpoint(args.output, masters, weights, optimizer)
-    metrics = open_metrics(args.output / "metrics.jsonl", n_done)
-    to_watch = [group for batch in batches[n_done:] for group in batch]
-    all_watched = vlm.watch_each(model, tokenizer, to_watch, root, args)
+    metrics = outputs.open_lines(args.output / "metrics.jsonl", n_done)
+    all_watched = vlm.watch_batches(model, tokenizer, batches[n_done:], root, args)
     steps = common.progress(batches[n_done:], "training", len(batches), initial=n_done, unit="step")
     saved = time.monotonic()
 
     for step, batch in enumerate(steps, n_done + 1):
         clock = time.time()
-        watched = itertools.islice(all_watched, len(batch))  # one for each of batch, in its order
-        passes = accumulate(model, tokenizer, watched, batch, reference, args)
+        passes = accumulate(model, tokenizer, next(all_watched), batch, reference, args)
         for master, weight in zip(masters, weights):
             master.grad = weight.grad.float()
         grad_norm = torch.nn.utils.clip_grad_norm_(masters, max_grad_norm).item()
@@ -836,7 +862,7 @@ def main():
         row |= {"grad_norm": grad_norm, "learning_rate": lr, "tokens/s": speed}
         metrics.write(json.dumps(row) + "\n")
         steps.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN}, refresh=False)
-        if step == len(batches) or time.monotonic() - saved >= 60 * args.save_every:
+        if step == len(batches) or outputs.is_due(saved, args.save_every):
             check_weights_finite(model)
             saved = outputs.save_checkpoint(args.output, step, masters, optimizer)
 

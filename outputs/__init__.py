@@ -8,16 +8,20 @@ checkpoints.py   what a training has on the disk until it is finished
 The stages use what is listed below, as outputs.NAME.
 """
 
-from outputs.begin import begin, process_path, remove
+from outputs.begin import begin, begin_together, process_path, remove
 from outputs.checkpoints import (
     CHECKPOINT_BYTES,
     PART,
     check_disk,
     clear_directory,
+    is_due,
     list_checkpoints,
     list_own,
     load_checkpoint,
     make_directory,
+    make_part,
+    open_lines,
+    resume_lines,
     save_checkpoint,
 )
 from outputs.rows import Output, account_for
@@ -28,13 +32,18 @@ __all__ = [
     "Output",
     "account_for",
     "begin",
+    "begin_together",
     "check_disk",
     "clear_directory",
+    "is_due",
     "list_checkpoints",
     "list_own",
     "load_checkpoint",
     "make_directory",
+    "make_part",
+    "open_lines",
     "process_path",
     "remove",
+    "resume_lines",
     "save_checkpoint",
 ]

@@ -3,13 +3,16 @@
 An output of the same command is resumed, or is finished and left as it is.
 """
 
+import contextlib
 import os
+import platform
 import shutil
 from pathlib import Path
 
 import filelock
 
 import common
+from outputs.queue import Queue
 
 
 def begin(output: Path, meta: dict, overwrite: bool, is_whole=None):
@@ -52,6 +55,48 @@ def begin(output: Path, meta: dict, overwrite: bool, is_whole=None):
     common.replace(process_path(output), f"{os.getpid()}\n")
     common.write_json(path, meta)
     return lock
+
+
+def begin_together(lock, output: Path, meta: dict):
+    """Have the other processes begin what the first one has begun; it has the lock for all.
+
+    Args:
+        lock: what `begin` has given the first process; of the others it is not asked
+
+    Returns:
+        the lock, None if the output is finished; in the other processes something in its place
+
+    Raises:
+        InputError: in another process, if it sees other files than the first one
+    """
+    queue = Queue()
+    finished, content, number = queue.tell([lock is None, meta["content"], os.getpid()])
+    if queue.is_first or finished:
+        return lock
+    check_same_files(content, meta)
+    path = process_path(output)
+    if not path.exists() or path.read_text().strip() != f"{number}":
+        raise common.InputError(
+            f"{platform.node()}, process {common.process().rank}, does not see --output {output} "
+            "of process 0: it must lie where all processes see it"
+        )
+    return contextlib.nullcontext()
+
+
+def check_same_files(content: dict, meta: dict):
+    """Raise InputError if this process reads other files than the first one, or none.
+
+    content: of the first process's meta
+    """
+    difference = name_difference(content, meta["content"])
+    root = meta.get("root")
+    if difference is None and root and not Path(root).is_dir():
+        difference = f"root {root}"
+    if difference:
+        raise common.InputError(
+            f"{platform.node()}, process {common.process().rank}, reads other files than "
+            f"process 0: its {difference} differs, or is not there"
+        )
 
 
 def is_finished(output: Path, meta: dict, is_whole) -> bool:

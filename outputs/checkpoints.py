@@ -1,9 +1,11 @@
 """What a training has on the disk until it is finished: checkpoints, and the room that they take.
 
 The output is a directory. What dpo.py wrote into it is known by name, so that --overwrite removes
-nothing else.
+nothing else. Of several processes that train together the first one writes, but for checkpoints: of
+these each writes what it holds.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,6 +16,8 @@ import safetensors.torch
 import torch
 
 import common
+from outputs.begin import remove
+from vlm import processes
 
 # What is in the output until the training is finished, beside the metrics, which stay
 WORKING_FILES = r"metrics\.jsonl|reference\.jsonl(\.part)?|checkpoint-\d{6}\.state|checkpoint\.part"
@@ -28,9 +32,13 @@ def check_disk(model, weights: list, args):
     Raises:
         InputError: if there is less room than the training needs at its fullest moment
     """
+    if not processes.is_first():
+        return
     checkpoint = CHECKPOINT_BYTES * sum(weight.numel() for weight in weights)
-    saved = weights if args.tune == "lora" else model.parameters()
-    model_bytes = sum(weight.nbytes for weight in saved)
+    if args.tune == "lora":
+        model_bytes = sum(weight.nbytes for weight in weights)
+    else:
+        model_bytes = model.config.dtype.itemsize * sum(w.numel() for w in model.parameters())
     # The newest checkpoint is kept until the next one, or the model, is there as a whole
     needed = checkpoint + max(checkpoint, model_bytes)
 
@@ -38,7 +46,8 @@ def check_disk(model, weights: list, args):
     if args.output.exists() and args.overwrite:
         old = list_own(args.output)
     elif args.output.exists():
-        old = [*args.output.glob("checkpoint[-.]*"), *args.output.glob(f"{PART}/*")]
+        old = [*args.output.glob("checkpoint[-.]*"), *args.output.glob("checkpoint[-.]*/*")]
+        old += args.output.glob(f"{PART}/*")
     free = shutil.disk_usage(args.output if args.output.exists() else args.output.parent).free
     room = free + sum(path.stat().st_size for path in old)
 
@@ -58,26 +67,45 @@ def check_disk(model, weights: list, args):
 
 
 def save_checkpoint(output: Path, step: int, masters: list, optimizer) -> float:
-    """Save what is needed to resume after a step: master weights and AdamW's state, in one file.
+    """Save what is needed to resume after a step: master weights and AdamW's state.
 
-    The file appears whole or not at all. Only then is the one before it removed.
+    It appears whole or not at all. Only then is the one before it removed. It is a file; of several
+    processes, a directory with a file of each.
 
     Returns:
         when it was saved, on the clock of time.monotonic
     """
     tensors = {}
     for number, master in enumerate(masters):
-        tensors[f"{number}"] = master.detach()
+        tensors[f"{number}"] = processes.local(master.detach())
         for key, value in optimizer.state[master].items():  # step, exp_avg, exp_avg_sq
-            tensors[f"{number}.{key}"] = value
+            tensors[f"{number}.{key}"] = processes.local(value)
+
     part = output / "checkpoint.part"
-    safetensors.torch.save_file(tensors, part)
-    with part.open("rb") as file:
-        os.fsync(file)  # on the disk, not on its way there: soon there is no other
-    # Not *.safetensors, or load_model would take it for the model's weights
-    os.replace(part, output / f"checkpoint-{step:06}.state")
-    remove_old_checkpoints(output)
+    if processes.is_first() and part.exists():
+        remove(part)  # a killed run's, perhaps of other processes
+    processes.wait()
+    file = part
+    if common.process().n > 1:
+        part.mkdir(exist_ok=True)
+        file = part / f"{common.process().rank:04}"
+    safetensors.torch.save_file(tensors, file)
+    with file.open("rb") as written:
+        os.fsync(written)  # on the disk, not on its way there: soon there is no other
+    processes.wait()
+    if processes.is_first():
+        # Not *.safetensors, or load_model would take it for the model's weights
+        os.replace(part, output / f"checkpoint-{step:06}.state")
+        remove_old_checkpoints(output)
     return time.monotonic()
+
+
+def is_due(saved: float, minutes: float) -> bool:
+    """Say whether a checkpoint is due, by the clock of the first process: all of them save it.
+
+    saved: when the last one was, on the clock of time.monotonic
+    """
+    return processes.tell(time.monotonic() - saved >= 60 * minutes)
 
 
 def list_checkpoints(output: Path) -> list[Path]:
@@ -89,41 +117,126 @@ def list_checkpoints(output: Path) -> list[Path]:
 def remove_old_checkpoints(output: Path):
     """Remove all checkpoints but the newest: a process killed while it saved leaves two."""
     for old in list_checkpoints(output)[:-1]:
-        old.unlink()
+        remove(old)
 
 
 def load_checkpoint(output: Path, masters: list, weights: list, optimizer) -> int:
     """Restore weights and AdamW's state from the newest checkpoint.
 
+    It may be that of another number of processes.
+
     Returns:
         the number of steps done; 0 without a checkpoint
     """
-    files = list_checkpoints(output)
-    if not files:
+    found = processes.tell(list_checkpoints(output))
+    if not found:
         return 0
+    newest = found[-1]
+    files = sorted(newest.iterdir()) if newest.is_dir() else [newest]
     try:
-        saved = safetensors.torch.load_file(files[-1])
+        step = read_checkpoint(files, masters, optimizer)
     except safetensors.SafetensorError as error:
-        resumes = f"resumes from {files[-2].name}" if files[:-1] else "starts again at step 1"
+        resumes = f"resumes from {found[-2].name}" if found[:-1] else "starts again at step 1"
+        kind = "directory" if newest.is_dir() else "file"
         raise common.InputError(
-            f"{files[-1]}: {error}; it is damaged. Remove this file, and the training {resumes}"
+            f"{newest}: {error}; it is damaged. Remove this {kind}, and the training {resumes}"
         ) from error
-    remove_old_checkpoints(output)
+    processes.wait()
+    if processes.is_first():
+        remove_old_checkpoints(output)
+    with torch.no_grad():
+        for master, weight in zip(masters, weights):
+            weight.copy_(master)
+    if len(files) != common.process().n:
+        print(
+            f"{newest} is of {len(files)} processes, now there are {common.process().n}: the "
+            "trained model will be the same but for rounding"
+        )
+    print(f"resuming after step {step}, from {newest}")
+    return step
 
+
+def read_checkpoint(files: list[Path], masters: list, optimizer) -> int:
+    """Read this process's rows of masters and of AdamW's state out of a checkpoint's files.
+
+    Returns:
+        the number of steps done
+    """
+    if not files:
+        raise safetensors.SafetensorError("no file is in it")
     state = {}
-    for number in range(len(masters)):
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        state[number] = {key: saved[f"{number}.{key}"] for key in keys}
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(safetensors.safe_open(file, "pt")) for file in files]
+        for number, master in enumerate(masters):
+            with torch.no_grad():
+                processes.local(master).copy_(read_rows(parts, f"{number}", master))
+            state[number] = {"step": parts[0].get_tensor(f"{number}.step")}
+            for key in ("exp_avg", "exp_avg_sq"):
+                rows = read_rows(parts, f"{number}.{key}", master)
+                state[number][key] = processes.like(master, rows)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    with torch.no_grad():
-        for number, (master, weight) in enumerate(zip(masters, weights)):
-            master.copy_(saved[f"{number}"])
-            weight.copy_(master)
+    return int(state[0]["step"])
 
-    step = int(state[0]["step"])
-    print(f"resuming after step {step}, from {files[-1]}")
-    return step
+
+def read_rows(parts: list, key: str, master):
+    """Read this process's rows of a tensor that lies, by rows, in the files of all processes.
+
+    Args:
+        parts: the files, opened by safetensors, in the order of the rows
+        master: the weight that the tensor belongs to, perhaps divided
+
+    Raises:
+        SafetensorError: if rows are missing, such as those of a file that is not there
+    """
+    own = processes.own_rows(master)
+    rows = []
+    first = 0  # of the next file
+    for part in parts:
+        stored = part.get_slice(key)
+        n_rows = stored.get_shape()[0]
+        start = max((own.start or 0) - first, 0)
+        stop = n_rows if own.stop is None else min(max(own.stop - first, 0), n_rows)
+        rows.append(stored[start:stop] if start < stop else stored[:0])
+        first += n_rows
+    if first != len(master):
+        raise safetensors.SafetensorError(f"{key} has {first} of {len(master)} rows")
+    return torch.cat(rows).to(master.device)
+
+
+# ------------------------------------------------------------------------------
+# Lines that are appended one by one
+
+
+def resume_lines(path: Path) -> list[dict]:
+    """Read the rows of a JSONL file that a stopped run left; the file then ends with a whole line.
+
+    Returns:
+        the rows that are in the file, the same in all processes; [] if it is not there
+    """
+    rows = []
+    if processes.is_first():
+        rows = common.read_jsonl(path, incomplete=True) if path.exists() else []
+        common.write_jsonl(path, rows)
+    return processes.tell(rows)
+
+
+def open_lines(path: Path, n_kept: int | None = None):
+    """Open a JSONL file to append to it, for the first process; what others write goes nowhere.
+
+    n_kept: number of lines that are kept, if not all
+    """
+    if not processes.is_first():
+        return open(os.devnull, "w")
+    lines = path.open("a+", buffering=1)
+    lines.seek(0)
+    kept = lines.readlines()[:n_kept]
+    lines.truncate(sum(len(line) for line in kept))
+    return lines
+
+
+# ------------------------------------------------------------------------------
+# The directory
 
 
 def list_own(output: Path) -> list[Path]:
@@ -150,9 +263,22 @@ def list_own(output: Path) -> list[Path]:
 
 def make_directory(args, meta: dict):
     """Make the directory of the output, empty if it is overwritten."""
-    if args.overwrite and args.output.exists():
-        clear_directory(args.output, meta)
-    args.output.mkdir(exist_ok=True)
+    if processes.is_first():
+        if args.overwrite and args.output.exists():
+            clear_directory(args.output, meta)
+        args.output.mkdir(exist_ok=True)
+    processes.wait()
+
+
+def make_part(output: Path) -> Path:
+    """Make the directory in the output in which the model is written, empty -> its path."""
+    part = output / PART
+    if processes.is_first():
+        if part.exists():  # a killed run's: perhaps other files, of another number of processes
+            shutil.rmtree(part)
+        part.mkdir()
+    processes.wait()
+    return part
 
 
 def clear_directory(output: Path, meta: dict):

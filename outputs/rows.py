@@ -2,13 +2,12 @@
 
 import json
 import os
-import platform
 import time
 from collections import Counter, deque
 from pathlib import Path
 
 import common
-from outputs.begin import begin, clear, name_difference
+from outputs.begin import begin, check_same_files, clear
 from outputs.queue import Queue
 
 
@@ -65,24 +64,12 @@ class Output:
         ]
         self.finished, left, content = self.queue.tell([self.finished, left, meta["content"]])
         if not self.queue.is_first:
-            self.check_same_files(content)
+            check_same_files(content, meta)
 
         self.awaited = deque(left)  # batches that the first process has not written yet
         self.made = []  # rows of the batch that this process is at
         self.left = self.take_batches(left)
         self.progress = None
-
-    def check_same_files(self, content: dict):
-        """Raise InputError if this process reads other files than the first one, or none."""
-        difference = name_difference(content, self.meta["content"])
-        root = self.meta.get("root")
-        if difference is None and root and not Path(root).is_dir():
-            difference = f"root {root}"
-        if difference:
-            raise common.InputError(
-                f"{platform.node()}, process {common.process().rank}, reads other files than "
-                f"process 0: its {difference} differs, or is not there"
-            )
 
     def take_batches(self, left: list[int]):
         """Yield the batches that this process takes; the first one shows the progress of all."""

@@ -11,11 +11,13 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import traceback
 from pathlib import Path
 
+from torch import distributed
 from tqdm import tqdm
 
 # What torchrun tells a process, in its environment
@@ -117,3 +119,37 @@ def run(connection) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+class Processes:
+    """n processes of one command, as torchrun starts them."""
+
+    def __init__(self, environment, n, words, words_of_others=None, lost=False, **told):
+        self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if lost:  # the first batch was taken by a process that is not there any more
+            distributed.PrefixStore("queue", self.store).add("taken", 1)
+        self.processes = []
+        for rank in range(n):
+            told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
+            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            process = subprocess.Popen(
+                ["python", *map(str, words_of_others if rank and words_of_others else words)],
+                cwd=Path(__file__).parent.parent,
+                env=environment | {name: str(value) for name, value in told.items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                process_group=0,  # in which the forked process is as well
+            )
+            self.processes.append(process)
+
+    def send(self, signal, processes=None):
+        """Send a signal to all processes, or to some."""
+        for process in processes or self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal)
+
+    def wait(self):
+        """Wait for all -> (exit code, what it printed) of each."""
+        printed = [process.communicate(timeout=120)[0] for process in self.processes]
+        return [(process.returncode, text) for process, text in zip(self.processes, printed)]

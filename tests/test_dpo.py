@@ -747,6 +747,23 @@ def test_a_training_killed_before_it_deletes_its_checkpoints_leaves_a_model_that
     assert vlm.load_model(output, ["cpu"])
 
 
+def test_weights_that_a_killed_run_left_in_other_files_do_not_stay(train, pairs, monkeypatch):
+    """Several processes write the files that the base has, one process its own: one was killed while it moved them."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dpo, "save", interrupt)
+        train("model")
+    output = pairs.parent / "model"
+    moved = output / "model-00001-of-00002.safetensors"
+    moved.write_text("whole, and moved")
+    (output / ".part").mkdir()
+    (output / ".part" / "model-00002-of-00002.safetensors").write_text("torn")
+    meta = common.read_json(common.meta_path(output))
+    common.write_json(common.meta_path(output), meta | {"files": [moved.name]})
+    train("model")
+    assert [file.name for file in output.rglob("*.safetensors")] == ["model.safetensors"]
+    train("model", "--beta", "0.2", "--overwrite")  # which finds nothing that is not its own
+
+
 def test_a_full_disk_gives_no_traceback_and_the_training_resumes(train, capsys):
     """A limit on the size of files does what a full disk does: the first checkpoint cannot be written whole."""
     flags = ("--epochs", "3", "--videos-per-step", "1", "--save-every", "0")

@@ -148,6 +148,18 @@ def test_tokens_of_frames_go_to_every_stage():
     assert "--frame-tokens takes 2 value(s), not 1" in done.stderr
 
 
+def test_processes_that_answer_and_processes_that_train_are_started_by_torchrun():
+    words = ("--model", "m", "--run", "r", "--videos", "v", "--rounds", 1, "--dry-run")
+    lines = loop(*words, "--processes", 4, "--train-processes", 2).stdout.splitlines()
+    assert "--processes 4 --train-processes 2" in lines[0]  # tools.needs is told of both
+    for stage, n in (("generate", 4), ("critique", 4), ("refine", 4), ("dpo", 2)):
+        start = f"torchrun --standalone --nproc-per-node {n} {stage}.py "
+        assert [line for line in lines if line.startswith(start)], stage
+
+    lines = loop(*words, "--processes", 4).stdout.splitlines()
+    assert [line for line in lines if line.startswith("python dpo.py ")]
+
+
 def test_an_option_of_dpo_that_we_give_too_is_overruled_by_the_users(monkeypatch):
     done = loop("--model", "m", "--run", "r", "--videos", "v", "--rounds", 1, "--dry-run", "--", "--seed", "7")
     [command] = [line for line in printed_commands(done.stdout) if "dpo.py" in line]
@@ -221,7 +233,7 @@ def test_help_names_every_option():
     assert (done.returncode, done.stderr) == (0, "")
     script = (ROOT / "tools" / "loop.sh").read_text()
     taken = re.findall(r"^    (--[a-z-]+)\) (?!refuse)", script, re.MULTILINE)
-    assert len(taken) == 15
+    assert len(taken) == 16
     for option in taken:
         assert option in done.stdout
     assert "#" not in done.stdout
@@ -504,13 +516,19 @@ def test_a_wrong_option_of_dpo_is_refused_as_dpo_does(pool, monkeypatch, capsys)
 GIB = 2**30
 
 
-def plan_8b(*words, devices=("cuda:0",), processes=1, videos_per_batch=1, monkeypatch):
+def plan_8b(*words, devices=("cuda:0",), processes=1, train_processes=1, videos_per_batch=1, monkeypatch):
     """Plan a run of InternVL2.5-8B on GPUs that are not there."""
     config = transformers.InternVLConfig.from_pretrained(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
     fixture = str(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
     assert config.model_type == "internvl"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
-    args = argparse.Namespace(model=fixture, frames=None, processes=processes, videos_per_batch=videos_per_batch)
+    args = argparse.Namespace(
+        model=fixture,
+        frames=None,
+        processes=processes,
+        train_processes=train_processes,
+        videos_per_batch=videos_per_batch,
+    )
     args.frame_tokens = None
     return needs.plan_memory(args, needs.parse_training(args, list(words)))
 
@@ -590,6 +608,16 @@ def test_each_of_several_processes_answers_with_its_share_of_the_devices(monkeyp
     ).answering.values()
     cache = 32 * 2 * 8 * 128 * 2 * 32 * (256 + 8)  # layers x keys, values x heads x size x bytes x tokens
     assert four_caches - weights_and_cache == 3 * cache
+
+
+def test_processes_that_train_together_need_less_each(monkeypatch):
+    """40.2 GiB on each of four GPUs, as docs/performance.md has it; on a CPU they are all in the same memory."""
+    devices = [f"cuda:{number}" for number in range(4)]
+    words = ["--activation-checkpointing"]
+    together = plan_8b(*words, devices=devices, train_processes=4, monkeypatch=monkeypatch).training
+    assert {device: round(n_bytes / GIB, 1) for device, n_bytes in together.items()} == dict.fromkeys(devices, 40.2)
+    [on_cpu] = plan_8b(*words, devices=(), train_processes=4, monkeypatch=monkeypatch).training.values()
+    assert on_cpu > 4 * together["cuda:0"]  # of float32
 
 
 def test_the_tiny_world_needs_three_lines(pool, monkeypatch, capsys):

@@ -142,6 +142,49 @@ def test_the_page_has_what_the_tool_prints_of_qwen3_vl_8b(n_devices):
     assert line == f"| {n_devices} | " + " | ".join(f"{n_bytes / GIB:.1f}" for n_bytes in fullest) + " |"
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("n", [2, 8])
+def test_a_process_of_several_by_hand(n, tune):
+    """Of what is trained: master, gradient and two moments in float32, 16 bytes, over n; the tower as a whole.
+
+    At work beside them, or AdamW's step, which takes 4 bytes more: two layers, embedding and head in bfloat16, and
+    gradients of a layer and the head, of 2 and of 4 bytes.
+    """
+    config = transformers.InternVLConfig.from_pretrained(INTERNVL_8B)
+    asked = options(activation_checkpointing=True, tune=tune, processes=n)
+    row = memory.plan_process(config, asked)
+
+    end = 92553 * 4096
+    layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336 + 2 * 4096
+    language = 2 * end + 32 * layer + 4096
+    factors = 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    [alone] = plan_8b(1, activation_checkpointing=True, tune=tune)
+    if tune == "full":
+        tower = alone.weights - 2 * language
+        own = tower + 16 * language / n
+        at_work = 2 * (2 * layer + 2 * end) + (2 + 4) * (layer + end)
+        step = 4 * language / n
+    else:
+        tower = alone.weights - 2 * language - 4 * factors
+        own = tower + (2 * language + 16 * factors) / n
+        at_work = 2 * (2 * (layer + factors / 32) + 2 * end) + (2 + 4) * factors / 32
+        step = 4 * factors / n
+    assert row.training == pytest.approx(own + max(at_work + alone.activations, step), abs=8)
+
+
+@pytest.mark.parametrize("tune, name", [("full", "**all weights, FSDP2**"), ("lora", "**LoRA, FSDP2**")])
+def test_the_page_has_what_the_tool_prints_of_several_processes(tune, name):
+    """A line of its table has the GiB of 1, 2, 4, 8 and 16 GPUs, the first of them empty."""
+    lines = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"| {name} |")]
+    config = transformers.InternVLConfig.from_pretrained(INTERNVL_8B)
+    cells = []
+    for n in (2, 4, 8, 16):
+        row = memory.plan_process(config, options(activation_checkpointing=True, tune=tune, processes=n))
+        cells.append(f"{row.training / GIB:.1f}")
+    assert line == f"| {name} | | {' | '.join(cells)} |"
+
+
 def print_plan(monkeypatch, capsys, *arguments):
     """Run the command -> the lines that it prints."""
     monkeypatch.setattr("sys.argv", ["memory.py", *map(str, arguments)])

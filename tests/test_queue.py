@@ -4,7 +4,6 @@ Processes are forked from one that has imported everything (forked.py), and are 
 them; its store is in the test's own process. The last tests start the real torchrun.
 """
 
-import os
 import random
 import shutil
 import signal
@@ -15,11 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from torch import distributed
 
 import common
 from conftest import MODEL
-from forked import forked_python
+from forked import Processes, forked_python
 from shapes import world
 
 ROOT = Path(__file__).parent.parent
@@ -41,40 +39,6 @@ def environment(tmp_path_factory):
         patch.setattr(common, "PATIENCE", 1)  # seconds, in the processes as well
         with forked_python(tmp_path_factory.mktemp("python")) as environment:
             yield environment
-
-
-class Processes:
-    """n processes of one command, as torchrun starts them."""
-
-    def __init__(self, environment, n, words, words_of_others=None, lost=False, **told):
-        self.store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        if lost:  # the first batch was taken by a process that is not there any more
-            distributed.PrefixStore("queue", self.store).add("taken", 1)
-        self.processes = []
-        for rank in range(n):
-            told |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
-            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
-            process = subprocess.Popen(
-                ["python", *map(str, words_of_others if rank and words_of_others else words)],
-                cwd=ROOT,
-                env=environment | {name: str(value) for name, value in told.items()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                process_group=0,  # in which the forked process is as well
-            )
-            self.processes.append(process)
-
-    def send(self, signal, processes=None):
-        """Send a signal to all processes, or to some."""
-        for process in processes or self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal)
-
-    def wait(self):
-        """Wait for all -> (exit code, what it printed) of each."""
-        printed = [process.communicate(timeout=120)[0] for process in self.processes]
-        return [(process.returncode, text) for process, text in zip(self.processes, printed)]
 
 
 def run(environment, n, words):
@@ -206,11 +170,6 @@ def test_restarts_by_torchrun_are_refused_with_the_loop_that_does_it(environment
     assert code == 1
     assert "until torchrun --standalone --nproc-per-node 2 generate.py" in text
     assert text.rstrip().endswith("; do sleep 5; done")
-
-
-def test_one_process_trains(environment, tmp_path):
-    words = ["dpo.py", "--model", MODEL, "--input", tmp_path / "pairs.jsonl", "--output", tmp_path / "model"]
-    assert "one process trains: start dpo.py by python" in Processes(environment, 2, words).wait()[0][1]
 
 
 # ------------------------------------------------------------------------------

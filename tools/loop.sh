@@ -17,6 +17,8 @@
 #   --frames N             frames of a video, in all stages (the checkpoint's)
 #   --frame-tokens LEAST MOST   Qwen-VL: tokens of two frames, in all stages (the checkpoint's)
 #   --processes N          processes that answer, such as one a GPU: torchrun starts them (1)
+#   --train-processes N    processes that train together, one a GPU (FSDP2): torchrun starts them.
+#                          One trains by python, its layers spread over all GPUs (1)
 #   --videos-per-batch V   videos whose answers are decoded together (1)
 #   --benchmark NAME DIR   score the base and the model of every round: RUN/base/eval, ...
 #   --beside               score beside the next round; what that prints is in RUN/*/eval.log
@@ -46,6 +48,7 @@ check_number() {  # option, value
 given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
 gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
 processes=1
+train_processes=1
 while (($#)); do
   option=$1
   shift
@@ -75,6 +78,7 @@ while (($#)); do
     --frames) frames+=(--frames "${values[0]}") ;;
     --frame-tokens) frames+=(--frame-tokens "${values[@]}") wanted=2 ;;
     --processes) processes=${values[0]} ;;
+    --train-processes) train_processes=${values[0]} ;;
     --videos-per-batch) batches=(--videos-per-batch "${values[0]}") ;;
     --benchmark) benchmark=("${values[@]}") wanted=2 ;;
     --beside) beside=yes wanted=0 ;;
@@ -95,6 +99,7 @@ for value in "${frames[@]}"; do
 done
 [[ ! ${batches[1]} ]] || check_number --videos-per-batch "${batches[1]}"
 check_number --processes "$processes"
+check_number --train-processes "$train_processes"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"
 [[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file;" \
   "python generate.py --prompts list > FILE writes the default ones"
@@ -116,10 +121,15 @@ done
 # What is run
 
 answer=(python)  # starts a stage that answers
+train=(python)  # starts dpo.py
 several=()  # how tools.needs is told of it
 if ((processes > 1)); then
   answer=(torchrun --standalone --nproc-per-node "$processes")
-  several=(--processes "$processes")
+  several+=(--processes "$processes")
+fi
+if ((train_processes > 1)); then
+  train=(torchrun --standalone --nproc-per-node "$train_processes")
+  several+=(--train-processes "$train_processes")
 fi
 common=("${frames[@]}" "${prompts[@]}" "${batches[@]}")  # options of all stages that answer
 
@@ -200,7 +210,7 @@ for ((round = 1; round <= rounds; round++)); do
     --output "$out/critiques.jsonl" "${common[@]}"
   stage "${answer[@]}" refine.py --model "$model" --input "$out/critiques.jsonl" \
     --output "$out/pairs.jsonl" "${common[@]}" "${gate[@]}"
-  stage python dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
+  stage "${train[@]}" dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
     --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
   model=$out/model
   start_scoring "$model" "$out"

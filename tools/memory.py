@@ -3,6 +3,7 @@ r"""Calculate how much memory dpo.py and the answering stages need, by device.
     python -m tools.memory MODEL --devices 4
     python -m tools.memory tests/fixtures/internvl2_5-8b --tune lora \
         --activation-checkpointing
+    python -m tools.memory MODEL --processes 8 --activation-checkpointing
 
 Only MODEL/config.json is read; no weights are needed. The columns, in GiB:
 
@@ -15,6 +16,11 @@ training       the larger of two moments: the end of the forward pass, and
                AdamW's step, when the activations are gone, but 4 more bytes a
                trained weight are needed
 answering      weights, and the cache of --videos-per-batch videos
+
+With --processes N it is what each of N processes of torchrun needs, which train
+together on a GPU each (FSDP2, vlm/sharding.py): its rows of the weights, of
+their gradients and of AdamW's state. What is whole for the moment, the layers
+at work, is counted with the activations.
 
 Not counted: the activations of answering, gradients of activations, the CUDA
 context, fragmentation, buffers of kernels. Leave a tenth of the memory free
@@ -33,7 +39,7 @@ import transformers
 import common
 import dpo
 import vlm
-from vlm import families, placement
+from vlm import families, placement, sharding
 
 GIB = 2**30
 
@@ -109,6 +115,65 @@ def make_row(weights: list, n_layers: int, activations: int, cache: int) -> Row:
         training=weight_bytes + gradient_bytes + optimizer_bytes + fuller_moment,
         cache=cache,
     )
+
+
+def plan_process(config, args) -> Row:
+    """Calculate what each of --processes needs, which train together, on one device each.
+
+    Masters are the weights themselves there: float32 rows of what is trained.
+    """
+    dtype = getattr(torch, args.dtype)
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    language = model.model.language_model
+    whole = sum(w.nbytes for name, w in model.named_parameters() if not is_divided(name))
+    if args.tune == "lora":
+        vlm.add_lora(language.layers, args.lora_rank, 2 * args.lora_rank)
+    trained = dpo.freeze_all_but_language(model, tune=args.tune)
+    n_trained = sum(weight.numel() for weight in trained)
+    divided = [weight for name, weight in model.named_parameters() if is_divided(name)]
+    n_frozen = sum(weight.numel() for weight in divided) - n_trained
+    weights = 4 * n_trained + dtype.itemsize * n_frozen
+
+    lora_rank = args.lora_rank if args.tune == "lora" else 0
+    sizes = measure_sizes(config, count_tokens(config, args), dtype, lora_rank)
+    n_layers = len(language.layers)
+    at_work = sum_activations(sizes, n_layers, 0, 1, args)
+    at_work += count_gathered(model, trained, dtype)
+    n = args.processes
+    optimizer = 8 * n_trained // n  # two moments
+    gradients = 4 * n_trained // n
+    own = whole + weights // n
+    fuller_moment = max(at_work, gradients)  # AdamW's step takes 4 bytes a trained weight, too
+    return Row(
+        layers=n_layers,
+        weights=own,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=at_work,
+        training=own + gradients + optimizer + fuller_moment,
+        cache=0,
+    )
+
+
+def is_divided(name: str) -> bool:
+    """Say whether a weight is divided over the processes: the language model's are."""
+    return name.startswith(sharding.LANGUAGE)
+
+
+def count_gathered(model, trained: list, dtype) -> int:
+    """Count the bytes of what a process holds beside its rows, at the fullest moment.
+
+    Whole in the type that the model computes in: a layer at work and the next one, the embedding
+    and the head. Of a layer and the head also the gradients, and those in float32 that are summed.
+    """
+    language = model.model.language_model
+    layer = list(language.layers[0].parameters())
+    ends = {language.embed_tokens.weight, model.lm_head.weight}  # one of them, if they are tied
+    held = 2 * sum(weight.numel() for weight in layer) + sum(weight.numel() for weight in ends)
+    trained = set(trained)
+    summed = [weight for weight in (*layer, model.lm_head.weight) if weight in trained]
+    return dtype.itemsize * held + (dtype.itemsize + 4) * sum(w.numel() for w in summed)
 
 
 # ------------------------------------------------------------------------------
@@ -307,14 +372,21 @@ WIDTHS = {
 def main():
     """Print what each device needs."""
     args = parse_args()
+    if args.processes and args.devices > 1:
+        raise common.InputError("--processes have one device each: leave --devices out")
     adapter = vlm.read_adapter(args.model)
     args.lora_rank = adapter.rank or args.lora_rank  # one that is trained further keeps its own
     config = placement.read_config(vlm.find_base(args.model), args.frame_tokens)
 
+    if args.processes:
+        print(f"{count_visual(config, args)}, {args.pairs} pairs a video, {args.dtype}; GiB")
+        print_titles("training")
+        print_row("a process", plan_process(config, args), "training")
+        return
     devices = [f"device {number}" for number in range(args.devices)]
     rows = plan(config, devices, args)
     print(f"{count_visual(config, args)}, {args.pairs} pairs a video, {args.dtype}; GiB")
-    print(" " * 10 + "".join(f"{title:>{width}}" for title, width in WIDTHS.items()))
+    print_titles()
     for device, row in zip(devices, rows):
         print_row(device, row)
     total = Row(*map(sum, zip(*rows)))
@@ -343,6 +415,13 @@ def parse_args(words: list[str] | None = None):
     machine = parser.add_argument_group("the machine")
     machine.add_argument(
         "--devices", type=at_least_one, metavar="N", default=1, help="number of devices"
+    )
+    machine.add_argument(
+        "--processes",
+        type=common.at_least(2),
+        metavar="N",
+        help="that train together under torchrun, each on one device (default: one process, which "
+        "spreads the layers over --devices)",
     )
     machine.add_argument(
         "--dtype",
@@ -403,8 +482,15 @@ def parse_args(words: list[str] | None = None):
     return parser.parse_args(words)
 
 
-def print_row(name: str, row: Row):
-    """Print a line of the table."""
+def print_titles(last: str = "answering"):
+    """Print the first line of the table, as far as a column."""
+    titles = list(WIDTHS)
+    titles = titles[: titles.index(last) + 1]
+    print(" " * 10 + "".join(f"{title:>{WIDTHS[title]}}" for title in titles))
+
+
+def print_row(name: str, row: Row, last: str = "answering"):
+    """Print a line of the table, as far as a column."""
     cells = {
         "weights": row.weights,
         "gradients": row.gradients,
@@ -416,6 +502,8 @@ def print_row(name: str, row: Row):
     line = f"{name:10}{row.layers:{WIDTHS['layers']}}"
     for title, n_bytes in cells.items():
         line += f"{n_bytes / GIB:{WIDTHS[title]}.1f}"
+        if title == last:
+            break
     print(line)
 
 

@@ -39,7 +39,7 @@ from vlm import families, placement
 GIB = 2**30
 USABLE = 0.9  # share of a device's memory: tools.memory says what it does not count
 ANSWERING_HELPS = "fewer --frames, --videos-per-batch or --processes, or more GPUs"
-TRAINING_HELPS = "-- --activation-checkpointing, -- --tune lora, or more GPUs"
+TRAINING_HELPS = "-- --activation-checkpointing, -- --tune lora, --train-processes, or more GPUs"
 
 
 def main():
@@ -199,6 +199,11 @@ def plan_memory(args, training) -> Plan:
     rows = memory.plan(config, devices, options)
     answering_bytes = plan_answering(config, devices, args.processes, options)
     training_bytes = {device: row.training for device, row in zip(devices, rows)}
+    if args.train_processes > 1:
+        options.processes = args.train_processes
+        n_there = args.train_processes if on_cpu else 1  # in the same memory
+        needed = n_there * memory.plan_process(config, options).training
+        training_bytes = dict.fromkeys(devices, needed)
 
     gradients = sum(row.gradients for row in rows)  # factors are float32 whatever the weights are
     if training.tune == "lora":
@@ -332,6 +337,7 @@ def parse_args():
     common.add_frame_tokens(parser)
     add("--prompts", metavar="FILE", help="other prompts")
     add("--processes", type=common.at_least(1), default=1, metavar="N", help="that answer")
+    add("--train-processes", type=common.at_least(1), default=1, metavar="N", help="that train")
     add(
         "--videos-per-batch",
         type=common.at_least(1),

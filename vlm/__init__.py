@@ -1,6 +1,8 @@
 """A video-LLM: loaded, spread over devices, asked and trained.
 
 placement.py   a checkpoint becomes a model, its layers spread over one or more devices
+sharding.py    the same model, its weights divided over several processes that train it (FSDP2)
+processes.py   what such processes do together; one process alone does none of it
 lora.py        low-rank factors beside the weights; adapter directories as PEFT writes them
 attention.py   attention to a video whose keys and values are held once for many rows
 files.py       which files hold the weights of a checkpoint, and what else it has
@@ -48,6 +50,8 @@ from vlm.prefix import (
     watch,
     watch_each,
 )
+from vlm.processes import gather, local
+from vlm.sharding import watch_batches
 
 __all__ = [
     "END_OF_TURN",
@@ -71,10 +75,12 @@ __all__ = [
     "encode_prefix",
     "find_base",
     "find_checkpoint",
+    "gather",
     "list_texts",
     "load",
     "load_model",
     "load_tokenizer",
+    "local",
     "pack",
     "pixel_values",
     "plan_placement",
@@ -86,5 +92,6 @@ __all__ = [
     "shared_prefix_attention",
     "split_layers",
     "watch",
+    "watch_batches",
     "watch_each",
 ]

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 import common
+from vlm import processes
 
 PEFT_PREFIX = "base_model.model."  # what PEFT puts before the name of every tensor
 
@@ -122,7 +123,9 @@ def save_adapter(model, directory: Path, adapter: Adapter):
     factors = {}
     for name, weight in model.state_dict().items():
         if ".lora_" in name:
-            factors[f"{PEFT_PREFIX}{name}"] = weight
+            factors[f"{PEFT_PREFIX}{name}"] = processes.whole(weight)
+    if not processes.is_first():
+        return
     weights = directory / "adapter_model.safetensors"
     safetensors.torch.save_file(factors, weights, {"format": "pt"})
     config = {

@@ -44,18 +44,24 @@ def load(args):
             "machine's GPUs; leave the option out"
         )
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    tokenizer = load_tokenizer(args.model)  # first: it takes a second, and may be refused
-    frame_tokens = getattr(args, "frame_tokens", None)  # tools.bench, for one, has no such option
-    config = read_config(find_base(args.model), frame_tokens)
+    tokenizer, config = load_tokenizer_and_config(args)  # first: they may be refused
     n_frames = choose_n_frames(args.frames, config)
-    limits.check_frames(tokenizer, config, n_frames)
     answers = hasattr(args, "videos_per_batch")
     if answers and not devices and not getattr(args, "ask", None):
         dtype_there = dtype or torch.bfloat16
         needed = count_answering(args.model, config, n_frames, dtype_there, args.videos_per_batch)
         tell_faster_way(needed)
-    model = load_model(args.model, devices, dtype, frame_tokens)
+    model = load_model(args.model, devices, dtype, getattr(args, "frame_tokens", None))
     return model, tokenizer
+
+
+def load_tokenizer_and_config(args):
+    """Load a model's tokenizer and config; InputError for more --frames than it has positions."""
+    tokenizer = load_tokenizer(args.model)
+    frame_tokens = getattr(args, "frame_tokens", None)  # tools.bench, for one, has no such option
+    config = read_config(find_base(args.model), frame_tokens)
+    limits.check_frames(tokenizer, config, choose_n_frames(args.frames, config))
+    return tokenizer, config
 
 
 def list_own_gpus() -> list[str]:
