@@ -636,6 +636,18 @@ def save(model, tokenizer, args, adapter, n_pairs: int, meta: dict, finished: di
     prompts.save_with_model(part, args.model, meta["prompts"]["answer"])
     vlm.share(part)
     last = json.loads((args.output / "metrics.jsonl").read_text().splitlines()[-1])
+    write_card(part / "README.md", args, n_pairs, last)
+    move_into_place(part, args.output, meta, finished)
+    for path in (args.output / "reference.jsonl", *outputs.list_checkpoints(args.output)):
+        outputs.remove(path)
+    print(
+        f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
+        f"rewards/accuracies {last['rewards/accuracies']:.2f}"
+    )
+
+
+def write_card(path: Path, args, n_pairs: int, last: dict):
+    """Write a short model card; last: the metrics of the last step."""
     inputs = " ".join(args.input)
     card = f"""# A model trained by dpo.py
 
@@ -643,28 +655,25 @@ From `{args.model}`, on the {n_pairs} pairs of `{inputs}`: loss {args.loss}, bet
 learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.
 Last step: `{json.dumps(last)}`
 """
-    (part / "README.md").write_text(card)
+    path.write_text(card)
 
+
+def move_into_place(part: Path, output: Path, meta: dict, finished: dict):
+    """Move the written files into the output; then its meta.json says that it is finished."""
     files = sorted(part.iterdir())
     for name in set(meta.get("files", ())) - {file.name for file in files}:
         # Of a run that was killed here, whose weights lay in other files
-        outputs.remove(args.output / name)
+        outputs.remove(output / name)
     # Named first: what --overwrite may remove is known also if this process is killed here
     meta = meta | {"files": [file.name for file in files]}
-    common.write_json(common.meta_path(args.output), meta)
+    common.write_json(common.meta_path(output), meta)
     for file in files:
-        target = args.output / file.name
+        target = output / file.name
         if target.is_dir():  # of named chat templates, which an earlier try moved
             shutil.rmtree(target)
         os.replace(file, target)
     part.rmdir()
-    common.write_json(common.meta_path(args.output), meta | {"finished": finished})
-    for path in (args.output / "reference.jsonl", *outputs.list_checkpoints(args.output)):
-        outputs.remove(path)
-    print(
-        f"{args.output}: {last['step']} steps, last loss {last['loss']:.4f}, "
-        f"rewards/accuracies {last['rewards/accuracies']:.2f}"
-    )
+    common.write_json(common.meta_path(output), meta | {"finished": finished})
 
 
 def save_full(model, tokenizer, directory: Path, base: Path):

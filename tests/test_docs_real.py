@@ -44,7 +44,7 @@ SMALLER = (
     (r"--shard 0/75", "--shard 0/4"),
     (r"--rounds 4", "--rounds 2"),
     (r"--lrs( \d+e-\d+)+", "--lrs 5e-6 5e-6"),
-    (r"--processes 8 ", ""),
+    (r"--(train-)?processes 8 ", ""),
     (r"cuda:[\w$:,]+", "cpu"),
     (r"\bADAPTER DST\b", "runs/hand/round1/model runs/merged"),
 )

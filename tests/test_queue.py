@@ -17,7 +17,7 @@ import pytest
 
 import common
 from conftest import MODEL
-from forked import Processes, forked_python
+from forked import Processes
 from shapes import world
 
 ROOT = Path(__file__).parent.parent
@@ -31,14 +31,6 @@ def videos(tmp_path_factory):
     world.write_split(directory, "round1", N_VIDEOS, seed=0)
     world.write_split(directory, "dev", 3, seed=0)
     return directory
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "PATIENCE", 1)  # seconds, in the processes as well
-        with forked_python(tmp_path_factory.mktemp("python")) as environment:
-            yield environment
 
 
 def run(environment, n, words):

@@ -20,7 +20,7 @@ import transformers
 import common
 import first_step
 from conftest import MODEL
-from forked import Processes, forked_python
+from forked import Processes
 from shapes import world
 from test_families import make_config, make_tokenizer
 from vlm import sharding
@@ -51,14 +51,6 @@ def pairs(tmp_path_factory):
     meta = {"root": str(directory), "stage": "refine.py", "finished": {"account": "written by hand"}}
     common.write_json(common.meta_path(path), meta)
     return path
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "PATIENCE", 1)  # seconds, in the processes as well
-        with forked_python(tmp_path_factory.mktemp("python")) as environment:
-            yield environment
 
 
 def run(environment, n, words):
