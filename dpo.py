@@ -200,8 +200,9 @@ def accumulate(model, tokenizer, watched, batch: list, reference: dict, args) ->
     that devices can work at the same time (GPipe's order, arXiv 1811.06965; not measured yet).
 
     Args:
-        watched: iterable of (pairs, Video) of the step, as watch_batches gives them
-        batch: [(name of a video, its pairs), ...], the same pairs
+        watched: iterable of (pairs, Video) of the step, as watch_batches gives them: under torchrun
+            those of this process
+        batch: [(name of a video, its pairs), ...] of the whole step
         reference: what reference_logps returns
     """
     is_split = len({weight.device for weight in model.parameters()}) > 1

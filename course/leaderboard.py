@@ -33,8 +33,16 @@ MODEL = "shapes/model"
 ROUNDS = ("round1", "round2", "round3", "round4")
 VIDEOS = 800
 MINUTES = 10
-OURS = ("--model", "--videos", "--run", "--benchmark", "--beside", "--dry-run")
-OURS += ("--processes", "--train-processes")
+OURS = (
+    "--model",
+    "--videos",
+    "--run",
+    "--benchmark",
+    "--beside",
+    "--dry-run",
+    "--processes",
+    "--train-processes",
+)
 
 
 def main():

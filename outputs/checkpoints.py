@@ -46,10 +46,12 @@ def check_disk(model, weights: list, args):
     if args.output.exists() and args.overwrite:
         old = list_own(args.output)
     elif args.output.exists():
-        old = [*args.output.glob("checkpoint[-.]*"), *args.output.glob("checkpoint[-.]*/*")]
-        old += args.output.glob(f"{PART}/*")
+        old = [*args.output.glob("checkpoint[-.]*"), *args.output.glob(PART)]
     free = shutil.disk_usage(args.output if args.output.exists() else args.output.parent).free
-    room = free + sum(path.stat().st_size for path in old)
+    room = free
+    for path in old:
+        files = path.rglob("*") if path.is_dir() else [path]  # several processes' are directories
+        room += sum(file.stat().st_size for file in files)
 
     often = "after every step"
     if args.save_every:
