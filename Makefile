@@ -5,7 +5,8 @@
 # make test-slow    killed processes, real clips (downloaded once), damaged files: a few minutes
 # make test-page    the page of a run in a real browser (chromium)
 # make lint    is the code formatted, and clean under the rules of pyproject.toml? Two seconds
-# make study   the loop beside its controls, three seeds each: under two hours; BASES=3: on two more base models, an hour and a half more
+# make study   the loop beside variants and controls, three loop seeds each: hours; SEEDS=1: a first look;
+#              BASES="1 2": the most important ones on two more base models
 
 PYTHON ?= python3
 
@@ -31,7 +32,7 @@ lint: .venv/ready-dev
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .
 
 study: .venv/ready-dev
-	.venv/bin/python -m tools.study --bases $(or $(BASES),1)
+	.venv/bin/python -m tools.study --bases $(or $(BASES),0) --seeds $(or $(SEEDS),3)
 
 # A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
 .venv/ready: requirements.txt

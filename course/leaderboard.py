@@ -59,7 +59,10 @@ def main():
     call("bash", "tools/loop.sh", "--model", MODEL, "--videos", *videos, "--run", run, *options)
     last = max(run.glob("round*"), key=lambda path: int(path.name.removeprefix("round")))
     score(MODEL, world / "test", run / "base", revise=True)
-    score(last / "model", world / "test", last, revise=False)
+    model = last / "average"  # with --average
+    if not model.exists():
+        model = last / "model"
+    score(model, world / "test", last, revise=False)
     entry = describe(run, last)
     common.write_jsonl(board / "board.jsonl", add(board / "board.jsonl", entry))
     print_board(board / "board.jsonl")

@@ -1,5 +1,6 @@
 """The controls of tools.study, each seen on rows that can be checked by hand."""
 
+import doctest
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import common
 from conftest import MODEL
 from shapes import world
-from tools import study, study_tables
+from tools import study, study_tables, study_variants
 
 # Forty answers to questions about one video, each with its critique
 ROWS = []
@@ -30,6 +31,8 @@ def test_the_study_trains_as_the_loop_does():
     assert rates == [f"{lr:.0e}".replace("e-0", "e-") for lr in study.LRS]
     flags = dict(re.findall(r"--(beta|epochs) (\d+)", script))
     assert flags == {"beta": str(study.BETA), "epochs": str(study.EPOCHS)}
+    name, value = study.TOGETHER
+    assert f"{name} {value}\n" in script
 
 
 # ------------------------------------------------------------------------------
@@ -40,7 +43,7 @@ def test_shuffled_preferences_point_both_ways_and_lose_no_row():
     rows = [row | {"chosen": "yes.", "rejected": "no."} for row in ROWS]
     rows.append(ROWS[0] | {"id": "x", "dropped": "unchanged"})
 
-    shuffled = study.shuffle_preferences(rows, seed=1)
+    shuffled = study_variants.shuffle_preferences(rows, seed=1)
     swapped = sum(row.get("chosen") == "no." for row in shuffled)
     assert 10 < swapped < 30  # of 40
     assert [row["id"] for row in shuffled] == [row["id"] for row in rows]
@@ -60,7 +63,7 @@ def test_second_samples_are_other_answers_to_the_same_questions(tmp_path):
         unpaired = {"id": f"{video}/temporal/1", "question": "what can be seen in the video?"}
         rows.append(row | unpaired | {"dropped": "unchanged"})
 
-    pairs = study.prefer_second_samples(rows, 0, MODEL, tmp_path / "round1")
+    pairs = study_variants.prefer_second_samples(rows, 0, MODEL, tmp_path / "round1")
     assert len(pairs) == 3  # as many as there were, out of six questions
     asked = {row["id"]: row["question"] for row in rows}
     for pair in pairs:
@@ -69,8 +72,48 @@ def test_second_samples_are_other_answers_to_the_same_questions(tmp_path):
         assert pair["chosen"] != "it moves."
 
 
+def test_revisions_that_pass_the_gate_and_those_that_do_not():
+    """Of four revisions of refine.py --gate none two are pairs for the critic's gate, too: it found an error there, and
+    they differ. One differs although nothing was found, one repeats the answer."""
+    flagged = {"error_types": ["detail_omission"], "chosen": "a.", "rejected": "b."}
+    rows = [
+        {"id": "1", **flagged},
+        {"id": "2", **flagged},
+        {"id": "3", "error_types": [], "chosen": "a.", "rejected": "b."},
+        {"id": "4", "error_types": ["detail_omission"], "chosen": "b.", "rejected": "b."},
+        {"id": "5", "dropped": "no_critique"},
+    ]
+    assert [study_variants.passes_gate(row) for row in rows] == [True, True, False, False, False]
+    assert [row["id"] for row in study_variants.take_unflagged(rows, 0)] == ["3", "4", "5"]
+    drawn = [{row["id"] for row in study_variants.draw_as_many_as_pairs(rows, seed)} for seed in range(20)]
+    assert {len(ids) for ids in drawn} == {2}
+    assert set.union(*drawn) == {"1", "2", "3", "4"}  # of all revisions
+
+
+def test_the_labelled_bound_takes_the_worlds_answers_and_no_question_that_the_world_does_not_ask():
+    known = ROWS[0] | {"question": "how many shapes are there?", "dropped": "unchanged"}
+    unknown = ROWS[1] | {"question": "what is it that I see?"}
+    [row] = study_variants.take_truth([known, unknown], 0)
+    items = world.all_questions(world.make_scene(0, "round1", 1))["count"]
+    [truth] = [item["answer"] for item in items if item["question"] == known["question"]]
+    assert (row["chosen"], row["rejected"]) == (truth, known["initial"])
+    assert "dropped" not in row
+
+
+def test_the_rows_of_the_first_rounds():
+    rows = [{"video": f"round{number}/round{number}_0007.mp4"} for number in (1, 2, 3, 10)]
+    assert study_variants.take_rounds(2)(rows, 0) == rows[:2]
+
+
 # ------------------------------------------------------------------------------
 # Rounds and their figures
+
+
+def test_a_variant_begins_with_the_answers_to_the_same_videos():
+    assert study.name_first(study.VARIANTS["average"]) == "paper"
+    assert study.name_first(study.VARIANTS["average-600"]) == "paper-600"
+    same = [name for name, variant in study.VARIANTS.items() if study.is_as_the_paper_at_first(variant)]
+    assert same == ["paper", "replay", "average", "by-base", "paper-600", "average-600", "by-base-600"]
 
 
 @pytest.mark.slow
@@ -80,16 +123,21 @@ def test_two_rounds_of_a_control_end_in_figures(tmp_path, monkeypatch):
     for split in ("round1", "round2", "dev", "hard"):
         world.write_split(tmp_path / "shapes", split, 6, seed=0)
     study.make_seen(n=2)
-    base = study.BASE
-    run = tmp_path / "seed1" / "fixed-reference"
+    base = study.BASES[0]
+    run = tmp_path / "seed1" / "average"
     study.score_base(base, tmp_path / "base")
+    study.run_round("paper", 1, base, tmp_path / "seed1" / "paper", 1)
     for n in study.ROUNDS:
-        study.run_round("fixed-reference", 1, base, run, n)
+        study.run_round("average", 1, base, run, n)
 
-    first_step, *_ = common.read_jsonl(run / "round1" / "model" / "metrics.jsonl")
-    assert first_step["rewards/margins"] == 0  # the model is the base, which is the reference
-    first_step, *_ = common.read_jsonl(run / "round2" / "model" / "metrics.jsonl")
-    assert first_step["rewards/margins"] != 0  # the model has moved, and the reference has not
+    papers = tmp_path / "seed1" / "paper" / "round1"
+    for name in ("edited.jsonl", "model/model.safetensors", "dev/results.json"):
+        assert (run / "round1" / name).read_bytes() == (papers / name).read_bytes()
+    [arguments] = common.read_keys(run / "round2" / "model.meta.json", "arguments")
+    assert arguments["model"] == str(base)  # trained anew, on the pairs of both rounds
+    assert arguments["input"] == [str(run / f"round{n}" / "edited.jsonl") for n in study.ROUNDS]
+    [scored] = common.read_keys(run / "round2" / "dev" / "results.json", "model")
+    assert scored == str(run / "round2" / "average")
 
     before = study.measure(tmp_path / "base")
     after = study.measure(run / "round2")
@@ -100,7 +148,7 @@ def test_two_rounds_of_a_control_end_in_figures(tmp_path, monkeypatch):
     for name in study.BENCHMARKS:
         assert f"on {name}" in after
 
-    # This control changes no rows
+    # This variant changes no rows
     edited = (run / "round1" / "edited.jsonl").read_bytes()
     assert edited == (run / "round1" / "pairs.jsonl").read_bytes()
 
@@ -138,6 +186,7 @@ def make_figures():
         "words an answer",
     ]
     of_answers += [f"on {name}" for name in study.BENCHMARKS]
+    of_answers += [f"accuracy, {type}" for type in study_tables.TYPES]
     of_training = [
         "pairs",
         "pairs inverted",
@@ -150,9 +199,10 @@ def make_figures():
         "logps/rejected, last steps",
     ]
     base = dict.fromkeys(of_answers, 0.5) | {"accuracy of revisions": 0.9}
+    base |= {f"accuracy of revisions, {type}": 0.3 for type in study_tables.TYPES}
     figures = {}
     for variant in study.VARIANTS:
-        for seed in study.SEEDS:
+        for seed in (1, 2, 3):
             rounds = [base]
             for _ in study.ROUNDS:
                 rounds.append(dict.fromkeys([*of_answers, *of_training], 0.5 + 0.1 * seed))
@@ -163,13 +213,37 @@ def make_figures():
 def test_tables_and_plot_of_made_up_figures(tmp_path, capsys):
     figures = make_figures()
     figures[0, "sft", 1][1]["pairs inverted"] = float("nan")  # no pair could be judged
-    study.print_tables(figures, {"sft-matched": [(400, 0.8), (410, 0.9)]}, [0])
+    one = dict.fromkeys(["accuracy", *(f"accuracy, {type}" for type in study_tables.TYPES)], 0.8)
+    one |= {"pairs": 400, "on new combinations": 0.5}
+    study.print_tables(figures, {"sft-matched": [one, one | {"pairs": 410, "accuracy": 0.9}]})
     printed = capsys.readouterr().out
     rounds = " | ".join(["0.700 +- 0.100"] * 4)  # of 0.6, 0.7, 0.8
-    assert f"| dpo | 0.500 | {rounds} |" in printed
+    assert f"| paper | 0.500 | {rounds} |" in printed
     assert "| sft |  | 0.75 +- 0.07 | 0.70 +- 0.10 |" in printed  # of 0.7, 0.8; the base has no pairs
     assert "| sft-matched | 405 +- 7 | 0.850 +- 0.071 |" in printed
-    assert "| dpo | 1 +- 0 | 0.700 +- 0.100 |" in printed  # one round: rows, accuracy
+    assert "| paper | 1 +- 0 | 0.700 +- 0.100 |" in printed  # one round: rows, accuracy
+    assert "| the base's revisions | 0.900 | 0.300 |" in printed  # in all, cause
+    assert "| 0.800 +- 0.000 | 0.500 +- 0.000 |\n" in printed  # relation, hard
+
+    assert doctest.testmod(study_tables) == (0, 2)  # none of two fails
 
     study.plot(figures, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_a_variant_is_compared_with_the_paper_run_by_run_and_with_its_teacher():
+    """Two bases and two loop seeds. The variant ends 0.01, 0.03, 0.024 and 0.02 above the paper's loop: 0.021 in the
+    mean, with a deviation of 0.0084 and so an error of 0.004. The teachers are at 0.9 and 0.801."""
+    figures = {}
+    ends = {(0, 1): (0.90, 0.91), (0, 2): (0.88, 0.91), (1, 1): (0.80, 0.824), (1, 2): (0.81, 0.83)}
+    for (base, seed), (paper, other) in ends.items():
+        start = {"accuracy": 0.6, "accuracy of revisions": (0.9, 0.801)[base]}
+        figures[base, "paper", seed] = [start, {"accuracy": paper}]
+        figures[base, "other", seed] = [start, {"accuracy": 0.9212}, {"accuracy": other}]
+
+    on_all = study_tables.compare(figures, "other", None)
+    assert on_all == ["all", "other", "4", "+0.021 +- 0.004", "+0.018 +- 0.005", "0.053"]
+    on_one = study_tables.compare(figures, "other", 0)
+    assert on_one == ["0", "other", "2", "+0.020 +- 0.010", "+0.010 +- 0.000", "0.011"]
+    with_itself = study_tables.compare(figures, "paper", 0)
+    assert with_itself == ["0", "paper", "2", "+0.000 +- 0.000", "-0.010 +- 0.010", "0.000"]

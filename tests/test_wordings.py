@@ -14,6 +14,7 @@ import vlm
 from conftest import MODEL
 from prompts.check import check
 from shapes import gap, more, patterns, pretrain, texts, wordings, world
+from tools.wordings import score_together
 from vlm import chat
 
 # ------------------------------------------------------------------------------
@@ -215,3 +216,15 @@ def test_the_shipped_model_was_taught_what_is_written_here():
     [taught] = common.read_keys(MODEL / "training.json", "taught")
     assert taught == pretrain.fingerprint_taught(seed=0)
     assert json.loads((MODEL / "prompts.json").read_text()) == patterns.USUAL
+
+
+def test_what_three_wordings_see_together():
+    """Four questions, whose truth is "yes.". In the first all three end right. In the second two do, so the vote is
+    right. In the third one does, and the others agree on a wrong answer. In the fourth all differ: the first counts."""
+    finals = [("yes.", "yes.", "yes."), ("no.", "yes.", "yes."), ("yes.", "no.", "no."), ("never.", "yes.", "no.")]
+    revisions = [[], [], []]
+    for answers in finals:
+        for rows, final in zip(revisions, answers):
+            row = {"benchmark": "shapes", "task": "order", "options": ["yes."], "answer": 0, "initial": "no."}
+            rows.append(row if final == "no." else row | {"revised": final})
+    assert score_together(revisions) == (1 / 4, 4 / 4, 2 / 4)

@@ -13,6 +13,10 @@
 #   --lrs LR ...           dpo.py's learning rate, one for each round (dpo.py's default)
 #   --gate critic|none     what makes a pair: a revision where the critic names an error, or every
 #                          revision that differs (critic)
+#   --critic M             criticises and revises in all rounds (the model of each round)
+#   --replay               each round trains the first model anew, on the pairs of all rounds so far
+#   --average              from round 2 on, a round's model is the mean of the weights of all that were
+#                          trained so far: RUN/round2/average, ...
 #   --prompts FILE         prompts, kinds of questions and error types of your own: docs/prompts.md
 #   --frames N             frames of a video, in all stages (the checkpoint's)
 #   --frame-tokens LEAST MOST   Qwen-VL: tokens of two frames, in all stages (the checkpoint's)
@@ -46,6 +50,7 @@ check_number() {  # option, value
 }
 
 given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
+critic='' replay='' average=''
 gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
 processes=1
 train_processes=1
@@ -74,6 +79,9 @@ while (($#)); do
     --limit) limit=${values[0]} ;;
     --lrs) lrs=("${values[@]:-}") wanted=${#lrs[@]} ;;
     --gate) gate=(--gate "${values[0]}") ;;
+    --critic) critic=${values[0]} ;;
+    --replay) replay=yes wanted=0 ;;
+    --average) average=yes wanted=0 ;;
     --prompts) prompts=(--prompts "${values[0]}") ;;
     --frames) frames+=(--frames "${values[0]}") ;;
     --frame-tokens) frames+=(--frame-tokens "${values[@]}") wanted=2 ;;
@@ -193,8 +201,12 @@ trap stop_scoring EXIT
 
 call python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
   --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" "${batches[@]}" \
-  "${several[@]}" ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
+  ${critic:+--critic "$critic"} ${average:+--average} "${several[@]}" \
+  ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
 start_scoring "$model" "$run/base"
+first=$model
+pairs=()  # files of pairs that a round trains on
+trained=()  # models, of which --average takes the mean
 for ((round = 1; round <= rounds; round++)); do
   echo "# round $round"
   out=$run/round$round
@@ -206,13 +218,24 @@ for ((round = 1; round <= rounds; round++)); do
 
   stage "${answer[@]}" generate.py --model "$model" --input "${videos[@]//\{round\}/$round}" \
     --output "$out/responses.jsonl" --seed "$round" "${which[@]}" "${common[@]}"
-  stage "${answer[@]}" critique.py --model "$model" --input "$out/responses.jsonl" \
+  stage "${answer[@]}" critique.py --model "${critic:-$model}" --input "$out/responses.jsonl" \
     --output "$out/critiques.jsonl" "${common[@]}"
-  stage "${answer[@]}" refine.py --model "$model" --input "$out/critiques.jsonl" \
+  stage "${answer[@]}" refine.py --model "${critic:-$model}" --input "$out/critiques.jsonl" \
     --output "$out/pairs.jsonl" "${common[@]}" "${gate[@]}"
-  stage "${train[@]}" dpo.py --model "$model" --input "$out/pairs.jsonl" --output "$out/model" \
-    --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
+
+  [[ $replay ]] || pairs=()
+  pairs+=("$out/pairs.jsonl")
+  before=$model
+  [[ ! $replay ]] || before=$first
   model=$out/model
+  stage "${train[@]}" dpo.py --model "$before" --input "${pairs[@]}" --output "$model" \
+    --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
+  trained+=("$model")
+  if [[ $average ]] && ((round > 1)); then
+    model=$out/average
+    [[ -e $model && ! $dry_run ]] ||
+      stage python -m tools.average "${trained[@]}" --output "$model"
+  fi
   start_scoring "$model" "$out"
 done
 finish_scoring

@@ -1,43 +1,19 @@
 """Does it really learn? The loop beside its controls, scored on `dev`.
 
-    python -m tools.study              # 8 variants, 3 loop seeds, 4 rounds
-    python -m tools.study --bases 3    # and the loop itself on 2 more bases
+    python -m tools.study                  # all variants, 3 loop seeds, 4 rounds
+    python -m tools.study --bases 0 1 2    # and some of them on 2 more bases
+    python -m tools.study --seeds 1        # one loop seed: a first look
 
 All in the tiny world. At the end the tables are printed and the plot is
 written (tools/study_tables.py). The stages run as they are, with the recipe
-of shapes/recipes/paper.txt; a control changes what lies between two of them. Run it
-again: it resumes.
-
-    dpo              the loop
-    sft              the loop, but cross-entropy on the chosen answers of its
-                     pairs in place of DPO
-    sft-all          cross-entropy on all revisions, whatever the critic said;
-                     most repeat the answer, so these are three times as many
-                     rows
-    shuffled         which answer of a pair is chosen is drawn by lot
-    second-sample    chosen is a second answer to the same question, without
-                     critique; as many pairs as the gate leaves, out of all
-                     questions
-    no-gate          every revision that differs is chosen, whatever the
-                     critic said (where it found nothing, few differ)
-    frozen-critic    the critic of every round is the base
-    fixed-reference  the reference of every round is the base
-
-And one round each, for what makes the difference between dpo and sft-all:
-
-    sft-matched      cross-entropy on as many of all revisions as dpo has
-                     pairs, drawn by lot
-    sft-unflagged    cross-entropy on the revisions that make no pair: nearly
-                     all repeat an answer in which the critic found nothing
-    sft-all-2e-4     sft-all at twice the learning rate
-    dpo-600          dpo on the pairs from 600 videos in place of 200: about
-                     as many pairs as sft-all has rows
-    sft-600          cross-entropy on the chosen answers of these pairs
+of shapes/recipes/paper.txt; what a variant changes of it is in
+tools/study_variants.py, and is listed below. Run it again: it resumes.
 
 A loop seed decides what is sampled and the order of training, not the videos
-or the base; in round 1 dpo, frozen-critic and fixed-reference are the same.
-Only scoring sees the truth. beta and the learning rates were chosen for dpo,
-on `dev`; the others take them as they are.
+or the base. In round 1 all variants of a seed begin with the same answers and
+critiques. Only scoring sees the truth. beta and the learning rates were chosen
+for the paper's loop, on `dev`; the others take them as they are, and those
+that replay take the first round's rate in all rounds.
 """
 
 import argparse
@@ -45,15 +21,14 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import random
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import filelock
 import numpy as np
@@ -64,128 +39,123 @@ import critique
 import dpo
 import evaluate
 import generate
-import prompts
 import refine
-import vlm
 from shapes import world
-from tools.study_tables import BENCHMARKS, measure, plot, print_tables
+from tools.average import average
+from tools.study_tables import BENCHMARKS, measure, measure_scores, plot, print_tables
+from tools.study_variants import FIRST, ONE_ROUND, VARIANTS, Variant
 
-VARIANTS = (
-    "dpo",
-    "sft",
-    "sft-all",
-    "shuffled",
-    "second-sample",
-    "no-gate",
-    "frozen-critic",
-    "fixed-reference",
-)
-UNGATED = ("sft-all", "no-gate")  # with refine.py --gate none
-ONE_ROUND = ("sft-matched", "sft-unflagged", "sft-all-2e-4", "dpo-600", "sft-600")
-SEEDS = (1, 2, 3)
+SEEDS = 3  # of the loop: 1, 2, 3
 ROUNDS = (1, 2, 3, 4)
 
 # The recipe of shapes/recipes/paper.txt, with which tests/test_study.py compares it
 BETA = 3
 EPOCHS = 2
 LRS = (1e-4, 2e-5, 1e-5, 5e-6)  # one a round
+TOGETHER = ("--videos-per-batch", 4)
 
-BASE = "shapes/model"
+# Base models, by the seed that shapes/pretrain.py made them from
+BASES = {0: Path("shapes/model"), 1: Path("shapes/bases/1"), 2: Path("shapes/bases/2")}
 VIDEOS = Path("runs/shapes")  # as python -m shapes.world writes them
+MORE_VIDEOS = Path("runs/shapes600")  # the same world, with 600 videos a round
 
 # ------------------------------------------------------------------------------
 # A round
 
 
-def run_round(variant: str, loop_seed: int, base: Path, run: Path, n: int):
+def run_round(name: str, loop_seed: int, base: Path, run: Path, n: int):
     """Run round n of a variant: make its pairs, train on them, score the trained model.
 
     Args:
+        name: one of VARIANTS
         base: directory of the model that round 1 starts from
         run: directory of the run, whose rounds are written to run / round<n>
     """
+    variant = VARIANTS[name]
+    if n == 1 and begin_as_the_paper(name, run):
+        return
     out = run / f"round{n}"
     seed = 10 * loop_seed + n
-    model = base if n == 1 else run / f"round{n - 1}" / "model"
-    if n == 1 and variant != "dpo":
-        copy_answers(run.parent / "dpo" / "round1", out)
-    pairs = make_pairs(variant, seed, base, model, out)
-
-    reference = contextlib.nullcontext()
-    if variant == "fixed-reference":
-        reference = fixed_reference(base)
-    with reference:
-        train(variant, model, pairs, out / "model", LRS[n - 1], seed)
+    before = base if n == 1 else find_model(run / f"round{n - 1}")
+    make_pairs(variant, seed, base, before, out)
+    if variant.replay:
+        pairs = [run / f"round{number}" / "edited.jsonl" for number in range(1, n + 1)]
+        train(variant.loss, base, pairs, out / "model", LRS[0], seed)
+    else:
+        train(variant.loss, before, [out / "edited.jsonl"], out / "model", LRS[n - 1], seed)
+    if variant.average and n > 1 and not (out / "average").exists():
+        trained = [run / f"round{number}" / "model" for number in range(1, n + 1)]
+        average(trained, out / "average")
 
     is_last = n == ROUNDS[-1]
     for benchmark in BENCHMARKS.values():
         if benchmark == "dev" or is_last:
-            score(out / "model", base, out, benchmark)
+            score(find_model(out), base, out, benchmark)
 
 
-def copy_answers(source: Path, target: Path):
-    """Copy responses and critiques of a round 1: with these all variants of a seed begin."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("[rc]*s.jsonl*"):  # and their meta.json
-        shutil.copy(file, target / file.name)
+def find_model(out: Path) -> Path:
+    """Find the model that a round ended with."""
+    return out / "average" if (out / "average").exists() else out / "model"
 
 
-def make_pairs(variant: str, seed: int, base: Path, model: Path, out: Path) -> Path:
-    """Run stages 1 to 3 of a round, with what the variant changes between them.
+def begin_as_the_paper(name: str, run: Path) -> bool:
+    """Copy what a variant's first round has of the paper's loop with the same videos.
+
+    These are the answers and critiques, so that all variants of a seed begin with the same; of a
+    variant that differs in later rounds alone, all of it.
 
     Returns:
-        the file that dpo.py reads
+        whether that is the whole round
+    """
+    variant = VARIANTS[name]
+    first = name_first(variant)
+    if name == first:
+        return False
+    source = run.parent / first / "round1"
+    out = run / "round1"
+    if is_as_the_paper_at_first(variant):
+        shutil.copytree(source, out, dirs_exist_ok=True)
+        return True
+    out.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("[rc]*s.jsonl*"):  # responses and critiques, and their meta.json
+        shutil.copy(file, out / file.name)
+    return False
+
+
+def name_first(variant: Variant) -> str:
+    """Name the variant, out of FIRST, that has the same videos."""
+    return next(name for name in FIRST if VARIANTS[name].videos == variant.videos)
+
+
+def is_as_the_paper_at_first(variant: Variant) -> bool:
+    """Say whether a variant's first round is that of the paper's loop: no earlier one is there."""
+    return (variant.loss, variant.gate, variant.change) == ("sigmoid", "critic", None)
+
+
+def make_pairs(variant: Variant, seed: int, base: Path, model: Path, out: Path):
+    """Run stages 1 to 3 of a round, and write edited.jsonl: their rows as the variant changes them.
+
+    model: the one that is asked
     """
     responses = out / "responses.jsonl"
     critiques = out / "critiques.jsonl"
     pairs = out / "pairs.jsonl"
-    videos = VIDEOS / out.name
-    critic = base if variant == "frozen-critic" else model
+    videos = (VIDEOS if variant.videos == 200 else MORE_VIDEOS) / out.name
+    critic = base if variant.by_base else model
 
-    run_stage(generate, model, videos, responses, "--seed", seed)
-    run_stage(critique, critic, responses, critiques)
-    gate = "none" if variant in UNGATED else "critic"
-    run_stage(refine, model, critiques, pairs, "--gate", gate)
-
-    def change(rows):
-        if variant == "sft-all":
-            return [dpo.take_revision(row) for row in rows]  # as --sft-on revised does
-        if variant == "shuffled":
-            return shuffle_preferences(rows, seed)
-        if variant == "second-sample":
-            return prefer_second_samples(rows, seed, model, videos)
-        return rows
-
-    return edit(pairs, out / "edited.jsonl", change)
+    run_stage(generate, model, videos, responses, "--seed", seed, *TOGETHER)
+    run_stage(critique, critic, responses, critiques, *TOGETHER)
+    run_stage(refine, critic, critiques, pairs, "--gate", variant.gate, *TOGETHER)
+    if variant.change:
+        edit(pairs, out / "edited.jsonl", lambda rows: variant.change(rows, seed, model, videos))
+    else:
+        edit(pairs, out / "edited.jsonl", lambda rows: rows)
 
 
-@contextlib.contextmanager
-def fixed_reference(base: Path):
-    """Make dpo.py compute the reference under the base, whatever model the round starts from.
-
-    dpo.py checks that the margins of its first step are 0. Here they are not, so the check is off.
-    """
-    reference_logps = dpo.reference_logps
-
-    def under_base(model, *rest):
-        return reference_logps(vlm.load_model(base, ["cpu"]), *rest)
-
-    def check_nothing(*arguments):
-        pass
-
-    with (
-        mock.patch.object(dpo, "reference_logps", under_base),
-        mock.patch.object(dpo, "check_first_margin", check_nothing),
-    ):
-        yield
-
-
-def train(name: str, model: Path, pairs: Path, output: Path, lr: float, seed: int):
-    """Run dpo.py: cross-entropy for a name that begins with sft, else DPO."""
-    loss = ("--beta", BETA)
-    if name.startswith("sft"):
-        loss = ("--loss", "sft")
-    run_stage(dpo, model, pairs, output, *loss, "--epochs", EPOCHS, "--lr", lr, "--seed", seed)
+def train(loss: str, model: Path, pairs: list[Path], output: Path, lr: float, seed: int):
+    """Run dpo.py."""
+    options = ["--loss", loss, "--beta", BETA, "--epochs", EPOCHS, "--lr", lr, "--seed", seed]
+    run_stage(dpo, model, pairs, output, *options)
 
 
 def score(model: Path, base: Path, out: Path, benchmark: str):
@@ -208,46 +178,38 @@ def score_base(base: Path, out: Path):
     run_stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
 
 
-def run_one_round(name: str, loop_seed: int, base: Path, run: Path, lr: float):
+def make_all_pairs(loop_seed: int, base: Path, out: Path):
+    """Run stages 1 to 3 with the base on the videos of all rounds at once."""
+    seed = 10 * loop_seed + 1
+    videos = [VIDEOS / f"round{n}" for n in ROUNDS]
+    run_stage(generate, base, videos, out / "responses.jsonl", "--seed", seed, *TOGETHER)
+    run_stage(critique, base, out / "responses.jsonl", out / "critiques.jsonl", *TOGETHER)
+    run_stage(refine, base, out / "critiques.jsonl", out / "pairs.jsonl", *TOGETHER)
+
+
+def run_one_round(name: str, loop_seed: int, base: Path, run: Path):
     """Train the base for one round on other rows than the loop does, and score it on dev.
 
     Args:
         name: one of ONE_ROUND
         run: directory to write to, beside the variants of the same seed, whose rows are read
     """
+    one = ONE_ROUND[name]
     seed = 10 * loop_seed + 1
-    others = run.parent
-    paired = set()
-    for row in common.read_jsonl(others / "dpo" / "round1" / "edited.jsonl"):
-        if "chosen" in row:
-            paired.add(row["id"])
-
     run.mkdir(parents=True, exist_ok=True)
-    if name == "dpo-600":
-        make_pairs_of_three_rounds(seed, base, run)
-    if name in ("dpo-600", "sft-600"):
-        source = others / "dpo-600" / "pairs.jsonl"
-    else:
-        source = others / "sft-all" / "round1" / "edited.jsonl"
-
-    def change(rows):
-        if name == "sft-matched":
-            return draw_pairs(rows, len(paired), seed)
-        if name == "sft-unflagged":
-            return [row for row in rows if row["id"] not in paired]
-        return rows
-
-    pairs = edit(source, run / "edited.jsonl", change)
-    train(name, base, pairs, run / "model", lr, seed)
-    run_stage(evaluate, run / "model", VIDEOS / "dev", run / "dev", "--benchmark", "shapes")
-
-
-def make_pairs_of_three_rounds(seed: int, base: Path, run: Path):
-    """Run stages 1 to 3 with the base on the videos of three rounds at once."""
-    videos = [VIDEOS / f"round{n}" for n in (1, 2, 3)]
-    run_stage(generate, base, videos, run / "responses.jsonl", "--seed", seed)
-    run_stage(critique, base, run / "responses.jsonl", run / "critiques.jsonl")
-    run_stage(refine, base, run / "critiques.jsonl", run / "pairs.jsonl")
+    pairs = edit(run.parent / one.source, run / "edited.jsonl", lambda rows: one.choose(rows, seed))
+    trained = []
+    for number in range(one.trainings):
+        trained.append(run / f"model{number}")
+        train(one.loss, base, [pairs], trained[-1], LRS[0], seed + 100 * number)
+    model = trained[0]
+    if one.trainings > 1:
+        model = run / "average"
+        if not model.exists():
+            average(trained, model)
+    for benchmark in ("dev", "hard"):
+        words = ["--benchmark", "shapes", *TOGETHER]
+        run_stage(evaluate, model, VIDEOS / benchmark, run / benchmark, *words)
 
 
 def run_stage(module, model: Path, inputs: Path | list[Path], output: Path, *more):
@@ -262,10 +224,6 @@ def run_stage(module, model: Path, inputs: Path | list[Path], output: Path, *mor
     words = ["--model", model, "--input", *inputs, "--output", output, "--devices", "cpu", *more]
     sys.argv = [f"{module.__name__}.py", *map(str, words)]
     module.main()
-
-
-# ------------------------------------------------------------------------------
-# What a control changes between two stages
 
 
 def edit(source: Path, target: Path, change: Callable) -> Path:
@@ -284,78 +242,22 @@ def edit(source: Path, target: Path, change: Callable) -> Path:
     return target
 
 
-def shuffle_preferences(rows: list[dict], seed: int) -> list[dict]:
-    """Swap chosen and rejected in about half of the pairs, drawn by lot."""
-    lot = random.Random(seed)
-    changed = []
-    for row in rows:
-        if "chosen" in row and lot.random() < 0.5:
-            changed.append(row | {"chosen": row["rejected"], "rejected": row["chosen"]})
-        else:
-            changed.append(row)
-    return changed
-
-
-def prefer_second_samples(rows: list[dict], seed: int, directory, root: Path) -> list[dict]:
-    """Replace the pairs by as many others: a second sampled answer is preferred to the first.
-
-    They are drawn out of all rows with a critique in which the two answers differ.
-
-    Args:
-        directory: of the model that gives the second answers
-        root: of the videos
-    """
-    keys = ("id", "video", "kind", "question", "initial")
-    answered = [row for row in rows if "critique" in row]
-    firsts = [{key: row[key] for key in keys} for row in answered]
-    pairs = pair_with_second_samples(firsts, seed, directory, root)
-
-    n_pairs = sum("chosen" in row for row in rows)
-    kept = {row["id"] for row in draw_pairs(pairs, n_pairs, seed)}
-    return [row for row in pairs if row["id"] in kept]  # in their order, not in that of the draw
-
-
-def pair_with_second_samples(firsts: list[dict], seed: int, directory, root: Path) -> list[dict]:
-    """Answer all questions once more -> a pair for each row whose answer is whole and another."""
-    model = vlm.load_model(directory, ["cpu"])
-    tokenizer = vlm.load_tokenizer(directory)
-    args = argparse.Namespace(  # generate.py's defaults, but for the seed
-        model=directory,
-        seed=f"second/{seed}",
-        frames=None,
-        temperature=1.0,
-        top_p=1.0,
-        max_new_tokens=256,
-    )
-    wording = prompts.choose(args, [])
-    pairs = []
-    groups = common.group_by_video(firsts)
-    for group, video in vlm.watch_each(model, tokenizer, groups, root, args):
-        seconds = [dict(row) for row in group]
-        shown = vlm.Shown([(seconds, video)])
-        generate.write_answers(model, tokenizer, shown, wording.answer, args)
-        for first, second in zip(group, seconds):
-            if "dropped" not in second and second["initial"] != first["initial"]:
-                pairs.append(first | {"chosen": second["initial"], "rejected": first["initial"]})
-    return pairs
-
-
-def draw_pairs(rows: list[dict], n: int, seed: int) -> list[dict]:
-    """Draw n pairs by lot, or all of them where there are fewer."""
-    pairs = [row for row in rows if "chosen" in row]
-    return random.Random(seed).sample(pairs, min(len(pairs), n))
-
-
 # ------------------------------------------------------------------------------
 # What the study is run on
 
 
 def make_videos():
     """Make the tiny world, and its benchmark of the loop's own videos, where they are missing."""
-    if not (VIDEOS / "test" / "questions.json").exists():  # the last file that is written
-        subprocess.run([sys.executable, "-m", "shapes.world", VIDEOS], check=True)
+    make_world(VIDEOS)
+    make_world(MORE_VIDEOS, "--videos", "600", "--benchmark-videos", "1")
     if not (VIDEOS / "seen" / "questions.json").exists():
         make_seen()
+
+
+def make_world(directory: Path, *options: str):
+    """Render a tiny world where it is missing."""
+    if not (directory / "test" / "questions.json").exists():  # the last file that is written
+        subprocess.run([sys.executable, "-m", "shapes.world", directory, *options], check=True)
 
 
 def make_seen(n: int = 38):
@@ -378,19 +280,15 @@ def make_seen(n: int = 38):
     common.write_json(directory / "questions.json", rows)
 
 
-def make_bases(n: int, directory: Path) -> dict[int, Path]:
-    """Make n bases: the shipped one, and others that shapes/pretrain.py makes from other seeds.
-
-    Returns:
-        {seed: directory of the model}; seed 0 is the shipped one
-    """
-    bases = {0: Path(BASE)}
-    for seed in range(1, n):
-        bases[seed] = directory / "bases" / f"{seed}"
-    for seed, path in bases.items():
+def make_bases(seeds: list[int], directory: Path) -> dict[int, Path]:
+    """Find base models, or make them where they are missing -> {seed: directory of the model}."""
+    bases = {}
+    for seed in seeds:
+        path = BASES.get(seed, directory / "bases" / f"{seed}")
         if not (path / "training.json").exists():  # the last file that is written
             command = [sys.executable, "-m", "shapes.pretrain", path, "--seed", f"{seed}"]
             subprocess.run(command, check=True)
+        bases[seed] = path
     return bases
 
 
@@ -413,14 +311,14 @@ class Job(NamedTuple):
     arguments: tuple
 
 
-def list_runs(bases: dict[int, Path]) -> list[Run]:
-    """List all runs: every variant on the shipped base, and the loop alone on the others."""
+def list_runs(bases: dict[int, Path], n_seeds: int) -> list[Run]:
+    """List all runs: every variant on the shipped base, and some on the others."""
     runs = []
-    for seed in SEEDS:
-        for variant in VARIANTS:
+    for seed in range(1, n_seeds + 1):
+        for name, variant in VARIANTS.items():
             for base in bases:
-                if base == 0 or variant == "dpo":
-                    runs.append(Run(base, variant, seed))
+                if base == 0 or variant.on_all_bases:
+                    runs.append(Run(base, name, seed))
     return runs
 
 
@@ -436,8 +334,8 @@ def run_directory(output: Path, run: Run) -> Path:
 
 def plan_phases(runs: list[Run], bases: dict[int, Path], output: Path) -> list[list[Job]]:
     """Plan all jobs in phases: a job reads only what those of earlier phases write."""
-    loops = [run for run in runs if run.variant == "dpo"]
-    controls = [run for run in runs if run.variant != "dpo"]
+    loops = [run for run in runs if run.variant in FIRST]
+    others = [run for run in runs if run.variant not in FIRST]
     first, *later = ROUNDS
 
     scores = []
@@ -445,13 +343,13 @@ def plan_phases(runs: list[Run], bases: dict[int, Path], output: Path) -> list[l
         scores.append(Job(score_base, (path, base_directory(output, seed))))
     phases = [scores]
     phases.append(plan_round(first, loops, bases, output))
-    phases.append(plan_round(first, controls, bases, output))  # they copy the loop's answers
+    phases.append(plan_round(first, others, bases, output))  # they copy what the paper's loop has
     for n in later:
         phases.append(plan_round(n, runs, bases, output))
 
-    names = [name for name in ONE_ROUND if name != "sft-600"]
-    phases.append(plan_one_round(names, bases[0], output))
-    phases.append(plan_one_round(["sft-600"], bases[0], output))  # it reads the pairs of dpo-600
+    if 0 in bases:
+        seeds = {run.seed for run in runs}
+        phases += plan_one_round(sorted(seeds), bases[0], output)
     return phases
 
 
@@ -464,15 +362,16 @@ def plan_round(n: int, runs: list[Run], bases: dict[int, Path], output: Path) ->
     return jobs
 
 
-def plan_one_round(names: list[str], base: Path, output: Path) -> list[Job]:
-    """Plan those that have one round alone."""
-    jobs = []
-    for seed in SEEDS:
-        for name in names:
-            lr = 2 * LRS[0] if name == "sft-all-2e-4" else LRS[0]
+def plan_one_round(seeds: list[int], base: Path, output: Path) -> list[list[Job]]:
+    """Plan what has one round alone, in two phases: the pairs, then the trainings."""
+    pairs = []
+    trainings = []
+    for seed in seeds:
+        pairs.append(Job(make_all_pairs, (seed, base, run_directory(output, Run(0, "all", seed)))))
+        for name in ONE_ROUND:
             directory = run_directory(output, Run(0, name, seed))
-            jobs.append(Job(run_one_round, (name, seed, base, directory, lr)))
-    return jobs
+            trainings.append(Job(run_one_round, (name, seed, base, directory)))
+    return [pairs, trainings]
 
 
 def run_phases(phases: list[list[Job]], log: Path):
@@ -509,17 +408,16 @@ def measure_runs(runs: list[Run], output: Path) -> dict[Run, list[dict]]:
     return figures
 
 
-def measure_one_round(output: Path) -> dict[str, list[tuple]]:
-    """Measure those of one round -> {name: [(rows trained on, accuracy on dev) of each seed]}."""
+def measure_one_round(output: Path, n_seeds: int) -> dict[str, list[dict]]:
+    """Measure those of one round -> {name: [figures of each seed]}."""
     figures = {}
     for name in ONE_ROUND:
         figures[name] = []
-        for seed in SEEDS:
+        for seed in range(1, n_seeds + 1):
             directory = run_directory(output, Run(0, name, seed))
             rows = common.read_jsonl(directory / "edited.jsonl")
             n_rows = sum("chosen" in row for row in rows)
-            [accuracy] = common.read_keys(directory / "dev" / "results.json", "accuracy")
-            figures[name].append((n_rows, accuracy))
+            figures[name].append(measure_scores(directory) | {"pairs": n_rows})
     return figures
 
 
@@ -538,32 +436,53 @@ def lock_output(output: Path):
     return lock
 
 
+def parse_args():
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\n{list_abouts()}", formatter_class=common.HelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--bases",
+        type=common.seed_number,
+        nargs="+",
+        default=[0],
+        metavar="SEED",
+        help="of the base models; 0, 1 and 2 are there, others are pretrained for an hour each",
+    )
+    add("--seeds", type=common.at_least(1), default=SEEDS, metavar="N", help="loop seeds: 1 to N")
+    add("--output", type=Path, default=Path("runs/study"), help="directory of the study")
+    return parser.parse_args()
+
+
+def list_abouts() -> str:
+    """List what each variant is, as --help shows it."""
+    paragraphs = []
+    for name, each in (VARIANTS | ONE_ROUND).items():
+        paragraphs.append(
+            textwrap.fill(each.about, 80, initial_indent=f"{name:<17}", subsequent_indent=" " * 17)
+        )
+    return "\n".join(paragraphs)
+
+
 def main():
     """Run what is missing of the study, then print its tables and draw its plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
-    parser.add_argument(
-        "--bases",
-        type=common.at_least(1),
-        default=1,
-        help="how many bases; each but the first is pretrained for half an hour",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/study"), help="directory of the study"
-    )
-    args = parser.parse_args()
+    args = parse_args()
 
     lock = lock_output(args.output)
     os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
     make_videos()
     bases = make_bases(args.bases, args.output)
-    runs = list_runs(bases)
+    runs = list_runs(bases, args.seeds)
     run_phases(plan_phases(runs, bases, args.output), args.output / "study.log")
 
     figures = measure_runs(runs, args.output)
     by_name = {" ".join(map(str, run)): rounds for run, rounds in figures.items()}
     common.write_json(args.output / "study.json", by_name)
-    print_tables(figures, measure_one_round(args.output), bases)
-    plot(figures, args.output / "study.png")
+    one_round = measure_one_round(args.output, args.seeds) if 0 in bases else {}
+    print_tables(figures, one_round)
+    if 0 in bases:
+        plot(figures, args.output / "study.png")
     lock.release()
 
 

@@ -23,6 +23,7 @@ from tools import report
 # What is new to the loop in a benchmark -> its directory
 BENCHMARKS = {"loop's own videos": "seen", "new videos": "dev", "new combinations": "hard"}
 
+TYPES = ("cause", "count", "motion", "objects", "order", "relation")  # of questions
 LOGPS = (
     "logps/chosen, first steps",
     "logps/chosen, last steps",
@@ -58,16 +59,14 @@ def measure(out: Path) -> dict[str, float]:
     Args:
         out: directory of the round; a base has no pairs to measure, but revisions of its answers
     """
-    figures = measure_answers(out / "dev")
-    for name, benchmark in BENCHMARKS.items():
-        results = out / benchmark / "results.json"
-        if results.exists():
-            [accuracy] = common.read_keys(results, "accuracy")
-            figures[f"on {name}"] = accuracy
-
+    figures = measure_scores(out) | measure_critics(out / "dev")
     revisions = out / "dev" / "pairs.jsonl"
     if revisions.exists():
-        figures["accuracy of revisions"] = report.score_revisions(common.read_jsonl(revisions))
+        rows = common.read_jsonl(revisions)
+        figures["accuracy of revisions"] = report.score_revisions(rows)
+        for type in TYPES:
+            of_type = [row for row in rows if row["task"] == type]
+            figures[f"accuracy of revisions, {type}"] = report.score_revisions(of_type)
 
     trained_on = out / "edited.jsonl"
     if trained_on.exists():
@@ -76,16 +75,29 @@ def measure(out: Path) -> dict[str, float]:
     return figures
 
 
-def measure_answers(dev: Path) -> dict[str, float]:
-    """Measure the answers to dev, and the model and the base as critics of them."""
-    accuracy, n_wrong = common.read_keys(dev / "results.json", "accuracy", "n_wrong")
+def measure_scores(out: Path) -> dict[str, float]:
+    """Measure the answers to dev, in all and by type of question, and to the other benchmarks."""
+    accuracy, n_wrong, by_task = common.read_keys(
+        out / "dev" / "results.json", "accuracy", "n_wrong", "by_task"
+    )
+    figures = {"accuracy": accuracy, "errors by truth": n_wrong}
+    for type in TYPES:
+        figures[f"accuracy, {type}"] = by_task[type]["accuracy"]
+    for name, benchmark in BENCHMARKS.items():
+        results = out / benchmark / "results.json"
+        if results.exists():
+            [accuracy] = common.read_keys(results, "accuracy")
+            figures[f"on {name}"] = accuracy
+    return figures
+
+
+def measure_critics(dev: Path) -> dict[str, float]:
+    """Measure the model and the base as critics of the model's answers to dev."""
     own = common.read_jsonl(dev / "critiques.jsonl")
     by_base = common.read_jsonl(dev / "by_base.jsonl")
     precision, recall = report.score_critic(own)
     base_precision, base_recall = report.score_critic(by_base)
     return {
-        "accuracy": accuracy,
-        "errors by truth": n_wrong,
         "errors the model names": sum(bool(row["error_types"]) for row in own),
         "errors the base names": sum(bool(row["error_types"]) for row in by_base),
         "critic's precision": precision,
@@ -165,15 +177,19 @@ def is_right(item: dict, answer: str) -> bool:
 # Tables
 
 
-def print_tables(figures: dict, one_round: dict[str, list[tuple]], bases):
-    """Print all tables of a study, in Markdown.
+def print_tables(figures: dict, one_round: dict[str, list[dict]]):
+    """Print all tables of a study, in Markdown; all but the first two are of the shipped base.
 
     Args:
         figures: {(base, variant, seed): rounds}, as above
-        one_round: {name: [(rows trained on, accuracy) of each seed]} of what has one round alone
-        bases: the seeds of the bases
+        one_round: {name: [figures of each seed]} of what has one round alone
     """
-    print_accuracy(figures)
+    bases = list_bases(figures)
+    for base in bases:
+        print_accuracy(figures, base)
+    print_comparison(figures)
+    if 0 not in bases:
+        return
     print_one_round(figures, one_round)
     for name, digits in DIGITS.items():
         print_figure(figures, name, digits)
@@ -181,35 +197,104 @@ def print_tables(figures: dict, one_round: dict[str, list[tuple]], bases):
     for n in (numbers[1], numbers[-1]):
         print_training(figures, n)
     print_benchmarks(figures)
-    print_bases(figures, bases)
+    print_types(figures, one_round)
 
 
-def print_accuracy(figures):
-    """Print the accuracy on dev by variant and round."""
+def print_accuracy(figures, base):
+    """Print the accuracy on dev by variant and round, and that of the base's own revisions."""
     n_seeds = len({seed for _, _, seed in figures})
     rows = []
-    for variant in list_variants(figures):
-        rows.append([variant, *by_round(figures, variant, "accuracy")])
+    for variant in list_variants(figures, base):
+        rows.append([variant, *by_round(figures, variant, "accuracy", base=base)])
+    [revisions] = select(figures, "paper", 0, "accuracy of revisions", base)
     print_rows(
-        "accuracy on dev (n = 900, 150 videos), "
-        f"mean and standard deviation over {n_seeds} loop seeds",
+        f"base {base}, whose own revisions are at {revisions:.3f}: accuracy on dev (n = 900, "
+        f"150 videos), mean and standard deviation over {n_seeds} loop seeds",
         ["", *round_heads(figures)],
         rows,
     )
 
 
+def print_comparison(figures):
+    """Print by variant how much better it ends than the paper's loop, and than its teacher."""
+    rows = []
+    for base in (*list_bases(figures), None):
+        for variant in list_variants(figures, base):
+            rows.append(compare(figures, variant, base))
+    print_rows(
+        "accuracy on dev after the last round: mean and standard error of differences",
+        ["base", "", "runs", "to the paper's loop", "to the base's revisions", "largest fall"],
+        rows,
+    )
+
+
+def compare(figures, variant, base) -> list[str]:
+    """Compare the end of a variant with that of the paper's loop, and with its teacher.
+
+    The former is paired: runs of the same base and loop seed are compared. The teacher is the base
+    that revises its own answers.
+
+    base: None for all bases that the variant was run on
+    """
+    runs = select_runs(figures, variant, base)
+    to_paper = []
+    to_teacher = []
+    for key in runs:
+        papers = (key[0], "paper", key[2])
+        to_paper.append(last(figures, key) - last(figures, papers))
+        to_teacher.append(last(figures, key) - figures[key][0]["accuracy of revisions"])
+    return [
+        "all" if base is None else f"{base}",
+        variant,
+        f"{len(runs)}",
+        mean_and_error(to_paper),
+        mean_and_error(to_teacher),
+        f"{largest_fall(figures, variant, base):.3f}",
+    ]
+
+
+def select_runs(figures, variant, base) -> list[tuple]:
+    """Select the runs of a variant, on one base or on all (None)."""
+    return [key for key in figures if key[1] == variant and base in (key[0], None)]
+
+
+def last(figures, key) -> float:
+    """Give the accuracy after the last round of a run."""
+    return figures[key][-1]["accuracy"]
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Format the mean of differences and its standard error.
+
+    >>> mean_and_error([0.01, 0.02, 0.03])  # deviation 0.01, over the root of 3
+    '+0.020 +- 0.006'
+    """
+    mean = f"{statistics.mean(values):+.3f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} +- {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def largest_fall(figures, variant, base) -> float:
+    """Give the largest fall of the mean accuracy from one round to the next; 0 if there is none."""
+    curves = [
+        [each["accuracy"] for each in figures[key]] for key in select_runs(figures, variant, base)
+    ]
+    means = np.mean(curves, axis=0)  # (rounds + 1,)
+    return max(0.0, -np.diff(means).min())
+
+
 def print_one_round(figures, one_round):
     """Print, for one round of training, how many rows it had and the accuracy that came out."""
-    trained = {}
-    for variant in ("dpo", "sft", "sft-all"):
+    rows = []
+    for variant in ("paper", "sft", "sft-all"):
         n_rows = select(figures, variant, 1, "pairs")
         accuracies = select(figures, variant, 1, "accuracy")
-        trained[variant] = list(zip(n_rows, accuracies))
-
-    rows = []
-    for name, seeds in (trained | one_round).items():
-        n_rows, accuracies = zip(*seeds)
-        rows.append([name, spread(n_rows, 0), spread(accuracies, 3)])
+        rows.append([variant, spread(n_rows, 0), spread(accuracies)])
+    for name, seeds in one_round.items():
+        n_rows = [each["pairs"] for each in seeds]
+        accuracies = [each["accuracy"] for each in seeds]
+        rows.append([name, spread(n_rows, 0), spread(accuracies)])
     title = "one round: rows that are trained on, accuracy on dev"
     print_rows(title, ["", "rows", "accuracy"], rows)
 
@@ -235,21 +320,33 @@ def print_training(figures, n):
 def print_benchmarks(figures):
     """Print the accuracy after the last round, by variant and benchmark, below the base's."""
     last = round_numbers(figures)[-1]
-    rows = [["base", *by_benchmark(figures, "dpo", 0)]]
+    rows = [["base", *by_benchmark(figures, "paper", 0)]]
     for variant in list_variants(figures):
         rows.append([variant, *by_benchmark(figures, variant, last)])
     title = "accuracy after the last round, by what is new to the loop"
     print_rows(title, ["", *BENCHMARKS], rows)
 
 
-def print_bases(figures, bases):
-    """Print the loop's accuracy on dev by base and round, and that of each base's revisions."""
-    rows = []
-    for base in bases:
-        revisions = spread(select(figures, "dpo", 0, "accuracy of revisions", base))
-        rows.append([f"{base}", *by_round(figures, "dpo", "accuracy", base=base), revisions])
-    heads = ["base of seed", *round_heads(figures), "the base's revisions"]
-    print_rows("the loop by base, accuracy on dev", heads, rows)
+def print_types(figures, one_round):
+    """Print the accuracy by type of question, and on new combinations of color and shape.
+
+    Of the variants it is that after the last round.
+    """
+    names = ["accuracy", *(f"accuracy, {type}" for type in TYPES), "on new combinations"]
+    last_round = round_numbers(figures)[-1]
+    rows = [["base"], ["the base's revisions"]]
+    for name in names:
+        revised = name.replace("accuracy", "accuracy of revisions")
+        rows[0].append(spread(select(figures, "paper", 0, name)))
+        rows[1].append(spread(select(figures, "paper", 0, revised)) if revised != name else "")
+    for variant in list_variants(figures):
+        cells = [spread(select(figures, variant, last_round, name)) for name in names]
+        rows.append([variant, *cells])
+    for training, seeds in one_round.items():
+        cells = [spread([each[name] for each in seeds]) for name in names]
+        rows.append([training, *cells])
+    title = "accuracy by type of question (dev), and on new combinations (hard)"
+    print_rows(title, ["", "all", *TYPES, "hard"], rows)
 
 
 def by_round(figures, variant, name, digits=3, base=0) -> list[str]:
@@ -285,9 +382,14 @@ def has_figure(figures, variant, n, name, base=0) -> bool:
     return False
 
 
-def list_variants(figures) -> list[str]:
-    """List the variants of a study, in order."""
-    return list(dict.fromkeys(variant for _, variant, _ in figures))
+def list_bases(figures) -> list[int]:
+    """List the seeds of a study's bases, in order."""
+    return list(dict.fromkeys(base for base, _, _ in figures))
+
+
+def list_variants(figures, base=0) -> list[str]:
+    """List the variants that were run on a base, or on any (None), in order."""
+    return list(dict.fromkeys(variant for of, variant, _ in figures if base in (of, None)))
 
 
 def round_numbers(figures) -> range:
@@ -351,17 +453,17 @@ def plot_accuracy(axes, figures):
     """Plot the accuracy on dev of each variant, and that of the base's revisions."""
     axes.set(title="accuracy on dev")
     for variant in list_variants(figures):
-        width = 3 if variant == "dpo" else 1.2
+        width = 3 if variant == "paper" else 1.2
         plot_curve(axes, figures, variant, "accuracy", label=variant, linewidth=width)
-    [revisions] = select(figures, "dpo", 0, "accuracy of revisions")
+    [revisions] = select(figures, "paper", 0, "accuracy of revisions")
     axes.axhline(revisions, color="grey", linestyle=":", label="the base's revisions")
 
 
 def plot_critics(axes, figures):
-    """Plot precision and recall of the model as critic, for the loop and cross-entropy."""
+    """Plot precision and recall of the model as critic, for three variants."""
     axes.set(title="the model as critic of its own answers to dev")
     for measured, style in (("precision", "-"), ("recall", "--")):
-        for variant, color in (("dpo", "C0"), ("sft", "C1"), ("sft-all", "C2")):
+        for variant, color in (("paper", "C0"), ("average", "C1"), ("sft-all", "C2")):
             plot_curve(
                 axes,
                 figures,
@@ -375,14 +477,14 @@ def plot_critics(axes, figures):
 
 def plot_errors(axes, figures):
     """Plot the loop's errors on dev as truth, the base and the model count them."""
-    axes.set(title="dpo: errors on dev, of 900, counted three ways")
+    axes.set(title="the paper's loop: errors on dev, of 900, counted three ways")
     colors = {
         "errors by truth": "black",
         "errors the base names": "C0",
         "errors the model names": "C3",
     }
     for name, color in colors.items():
-        plot_curve(axes, figures, "dpo", name, label=name, color=color)
+        plot_curve(axes, figures, "paper", name, label=name, color=color)
 
 
 def plot_curve(axes, figures, variant, name, label, **style):
@@ -394,5 +496,5 @@ def plot_curve(axes, figures, variant, name, label, **style):
             curves.append([rounds[n][name] for n in numbers])
     values = np.array(curves)  # (seeds, rounds)
     means = values.mean(axis=0)
-    deviations = values.std(axis=0, ddof=1)
+    deviations = values.std(axis=0, ddof=min(1, len(curves) - 1))
     axes.errorbar(numbers, means, deviations, label=label, capsize=3, **style)

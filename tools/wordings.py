@@ -7,6 +7,12 @@ in words of its own. With each of them the benchmark `dev` is answered,
 criticised and revised, and questions about 50 videos of round1 are asked; the
 first line is for the model's own prompts. Started again, it resumes.
 
+Below the table stands what all of them see together: the share of dev's
+questions that are right after revision in every wording, in any, and in the
+answer that most of them end with. Errors that differ from wording to wording
+would be mended by such a vote; those that do not, no loop on this model can
+see.
+
 "bad questions" are those that generate.py drops as such: no question, or cut
 off. "duplicates" were asked about the same video before, as two aspects were
 taken for one.
@@ -17,6 +23,7 @@ import contextlib
 import io
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import common
 import critique
@@ -60,6 +67,32 @@ def score(out: Path) -> list[float]:
     return [right, report.score_revisions(revisions), precision, recall, bad, duplicates]
 
 
+class Together(NamedTuple):
+    """Shares of the questions that are right after revision, over several wordings."""
+
+    in_all: float
+    in_any: float
+    by_vote: float  # in the answer that most wordings end with; of several, the first one's
+
+
+def score_together(revisions: list[list[dict]]) -> Together:
+    """Score the answers after revision that several wordings lead to.
+
+    revisions: of each wording, the rows of pairs.jsonl, about the same questions in the same order
+    """
+    n_all = n_any = n_voted = 0
+    for rows in zip(*revisions):
+        finals = [row.get("revised", row["initial"]) for row in rows]
+        truth = rows[0]["answer"]
+        right = [evaluate.parse_reply(row, final) == truth for row, final in zip(rows, finals)]
+        [(voted, _)] = Counter(finals).most_common(1)
+        n_all += all(right)
+        n_any += any(right)
+        n_voted += right[finals.index(voted)]
+    n = len(revisions[0])
+    return Together(n_all / n, n_any / n, n_voted / n)
+
+
 def print_row(name: str, numbers: list[float]):
     """Print a row of the table."""
     print(f"| {name} | {' | '.join(f'{number:.3f}' for number in numbers)} |", flush=True)
@@ -82,11 +115,13 @@ def main():
         runs[f"{number}"] = ["--prompts", file]
 
     scores = {}
+    revisions = []
     for name, options in common.progress(runs.items(), unit="wording"):
         out = args.output / name.replace(" ", "_")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run_stages(args.model, out, options)
         scores[name] = score(out)
+        revisions.append(common.read_jsonl(out / "pairs.jsonl"))
 
     print(f"| {' | '.join(COLUMNS)} |")
     print("|" + "---|" * len(COLUMNS))
@@ -94,6 +129,11 @@ def main():
         print_row(name, numbers)
     others = [numbers for name, numbers in scores.items() if name != "its own"]
     print_row("mean of the others", [sum(column) / len(others) for column in zip(*others)])
+    together = score_together(revisions)
+    print(
+        f"\nafter revision, over {len(revisions)} wordings: right in all {together.in_all:.3f}, "
+        f"in any {together.in_any:.3f}, by vote {together.by_vote:.3f}"
+    )
 
 
 if __name__ == "__main__":
