@@ -1,6 +1,7 @@
 """The controls of tools.study, each seen on rows that can be checked by hand."""
 
 import doctest
+import math
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import common
 from conftest import MODEL
 from shapes import world
-from tools import study, study_tables, study_variants
+from tools import study, study_record, study_tables, study_variants
+from tools.study_record import Key, Run
 
 # Forty answers to questions about one video, each with its critique
 ROWS = []
@@ -123,7 +125,7 @@ def test_two_rounds_of_a_control_end_in_figures(tmp_path, monkeypatch):
     for split in ("round1", "round2", "dev", "hard"):
         world.write_split(tmp_path / "shapes", split, 6, seed=0)
     study.make_seen(n=2)
-    base = study.BASES[0]
+    base = study.BASE
     run = tmp_path / "seed1" / "average"
     study.score_base(base, tmp_path / "base")
     study.run_round("paper", 1, base, tmp_path / "seed1" / "paper", 1)
@@ -247,3 +249,51 @@ def test_a_variant_is_compared_with_the_paper_run_by_run_and_with_its_teacher():
     assert on_one == ["0", "other", "2", "+0.020 +- 0.010", "+0.010 +- 0.000", "0.011"]
     with_itself = study_tables.compare(figures, "paper", 0)
     assert with_itself == ["0", "paper", "2", "+0.000 +- 0.000", "-0.010 +- 0.010", "0.000"]
+
+
+# ------------------------------------------------------------------------------
+# The record
+
+
+def make_record(bases, seeds):
+    """Make a record of all runs on bases and with loop seeds, whose accuracies are all different."""
+    record = {}
+    for base in bases:
+        record[Key(base, "base", 0, 0)] = {"accuracy": 0.5}
+    for run in study.list_runs(bases, seeds):
+        for n in study.ROUNDS:
+            record[Key(*run, n)] = {"accuracy": round(0.6 + 0.0001 * len(record), 4)}
+    for seed in seeds:
+        record[Key(0, "dpo-400", seed, 1)] = {"accuracy": 0.9, "pairs": 800}
+    return record
+
+
+def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
+    record = make_record([0, 1], [1, 2])
+    backwards = dict(reversed(record.items()))
+    study_record.write_record(tmp_path / "study.jsonl", backwards)
+    again = study_record.read_record(tmp_path / "study.jsonl")
+    assert again == record
+    assert list(again)[:3] == [Key(0, "base", 0, 0), Key(0, "paper", 1, 1), Key(0, "paper", 1, 2)]
+
+    figures = study_record.list_figures(again)
+    rounds = figures[Run(1, "average-600", 2)]
+    assert rounds[0] == {"accuracy": 0.5}
+    assert rounds[1:] == [record[Key(1, "average-600", 2, n)] for n in study.ROUNDS]
+    assert study_record.list_one_round(again) == {"dpo-400": [{"accuracy": 0.9, "pairs": 800}] * 2}
+
+
+def test_a_number_that_is_none_survives_the_record(tmp_path):
+    study_record.write_record(tmp_path / "study.jsonl", {Key(0, "paper", 1, 1): {"pairs inverted": math.nan}})
+    [figures] = study_record.read_record(tmp_path / "study.jsonl").values()
+    assert math.isnan(figures["pairs inverted"])
+
+
+def test_only_what_the_record_lacks_is_run_a_whole_seed_at_once():
+    record = make_record([0], [1, 2])
+    wanted = study.list_runs([0, 1], [1, 2, 3])
+    missing = study.list_missing(wanted, record)
+    assert {(run.base, run.seed) for run in missing} == {(0, 3), (1, 1), (1, 2), (1, 3)}
+    del record[Key(0, "replay", 2, 4)]  # as if this variant were new: it begins with what `paper` has answered
+    missing = study.list_missing(wanted, record)
+    assert [run.variant for run in missing if (run.base, run.seed) == (0, 2)] == list(study.VARIANTS)

@@ -3,6 +3,7 @@
     python -m tools.study                  # all variants, 3 loop seeds, 4 rounds
     python -m tools.study --bases 0 1 2    # and some of them on 2 more bases
     python -m tools.study --seeds 1        # one loop seed: a first look
+    python -m tools.study --record docs/study.jsonl    # the tables of docs/study.md
 
 All in the tiny world. At the end the tables are printed and the plot is
 written (tools/study_tables.py). The stages run as they are, with the recipe
@@ -42,10 +43,18 @@ import generate
 import refine
 from shapes import world
 from tools.average import average
+from tools.study_record import (
+    Key,
+    Run,
+    list_figures,
+    list_one_round,
+    read_record,
+    write_record,
+)
 from tools.study_tables import BENCHMARKS, measure, measure_scores, plot, print_tables
 from tools.study_variants import FIRST, ONE_ROUND, VARIANTS, Variant
 
-SEEDS = 3  # of the loop: 1, 2, 3
+SEEDS = [1, 2, 3]  # of the loop
 ROUNDS = (1, 2, 3, 4)
 
 # The recipe of shapes/recipes/paper.txt, with which tests/test_study.py compares it
@@ -54,8 +63,7 @@ EPOCHS = 2
 LRS = (1e-4, 2e-5, 1e-5, 5e-6)  # one a round
 TOGETHER = ("--videos-per-batch", 4)
 
-# Base models, by the seed that shapes/pretrain.py made them from
-BASES = {0: Path("shapes/model"), 1: Path("shapes/bases/1"), 2: Path("shapes/bases/2")}
+BASE = Path("shapes/model")
 VIDEOS = Path("runs/shapes")  # as python -m shapes.world writes them
 MORE_VIDEOS = Path("runs/shapes600")  # the same world, with 600 videos a round
 
@@ -281,10 +289,14 @@ def make_seen(n: int = 38):
 
 
 def make_bases(seeds: list[int], directory: Path) -> dict[int, Path]:
-    """Find base models, or make them where they are missing -> {seed: directory of the model}."""
+    """Make base models from other seeds where they are missing; seed 0 is the shipped one.
+
+    Returns:
+        {seed: directory of the model}
+    """
     bases = {}
     for seed in seeds:
-        path = BASES.get(seed, directory / "bases" / f"{seed}")
+        path = directory / "bases" / f"{seed}" if seed else BASE
         if not (path / "training.json").exists():  # the last file that is written
             command = [sys.executable, "-m", "shapes.pretrain", path, "--seed", f"{seed}"]
             subprocess.run(command, check=True)
@@ -296,14 +308,6 @@ def make_bases(seeds: list[int], directory: Path) -> dict[int, Path]:
 # The study
 
 
-class Run(NamedTuple):
-    """The rounds of one variant, from one base and with one loop seed."""
-
-    base: int  # seed of the base
-    variant: str
-    seed: int  # of the loop
-
-
 class Job(NamedTuple):
     """What one process does without waiting for another."""
 
@@ -311,10 +315,10 @@ class Job(NamedTuple):
     arguments: tuple
 
 
-def list_runs(bases: dict[int, Path], n_seeds: int) -> list[Run]:
+def list_runs(bases: list[int], seeds: list[int]) -> list[Run]:
     """List all runs: every variant on the shipped base, and some on the others."""
     runs = []
-    for seed in range(1, n_seeds + 1):
+    for seed in seeds:
         for name, variant in VARIANTS.items():
             for base in bases:
                 if base == 0 or variant.on_all_bases:
@@ -334,44 +338,32 @@ def run_directory(output: Path, run: Run) -> Path:
 
 def plan_phases(runs: list[Run], bases: dict[int, Path], output: Path) -> list[list[Job]]:
     """Plan all jobs in phases: a job reads only what those of earlier phases write."""
-    loops = [run for run in runs if run.variant in FIRST]
-    others = [run for run in runs if run.variant not in FIRST]
-    first, *later = ROUNDS
-
     scores = []
     for seed, path in bases.items():
         scores.append(Job(score_base, (path, base_directory(output, seed))))
-    phases = [scores]
-    phases.append(plan_round(first, loops, bases, output))
-    phases.append(plan_round(first, others, bases, output))  # they copy what the paper's loop has
-    for n in later:
-        phases.append(plan_round(n, runs, bases, output))
+    begin = []
+    follow = []  # they copy what a job of `begin` has written
+    later = []
+    for run in sorted(runs, key=lambda run: -VARIANTS[run.variant].videos):  # the longest first
+        arguments = (run.variant, run.seed, bases[run.base], run_directory(output, run))
+        phase = begin if run.variant in FIRST else follow
+        phase.append(Job(run_rounds, (*arguments, ROUNDS[:1])))
+        later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
 
     if 0 in bases:
-        seeds = {run.seed for run in runs}
-        phases += plan_one_round(sorted(seeds), bases[0], output)
-    return phases
+        for seed in sorted({run.seed for run in runs}):
+            directory = run_directory(output, Run(0, "all", seed))
+            begin.append(Job(make_all_pairs, (seed, bases[0], directory)))
+            for name in ONE_ROUND:
+                directory = run_directory(output, Run(0, name, seed))
+                later.append(Job(run_one_round, (name, seed, bases[0], directory)))
+    return [scores, begin, follow, later]
 
 
-def plan_round(n: int, runs: list[Run], bases: dict[int, Path], output: Path) -> list[Job]:
-    """Plan round n of some runs."""
-    jobs = []
-    for run in runs:
-        directory = run_directory(output, run)
-        jobs.append(Job(run_round, (run.variant, run.seed, bases[run.base], directory, n)))
-    return jobs
-
-
-def plan_one_round(seeds: list[int], base: Path, output: Path) -> list[list[Job]]:
-    """Plan what has one round alone, in two phases: the pairs, then the trainings."""
-    pairs = []
-    trainings = []
-    for seed in seeds:
-        pairs.append(Job(make_all_pairs, (seed, base, run_directory(output, Run(0, "all", seed)))))
-        for name in ONE_ROUND:
-            directory = run_directory(output, Run(0, name, seed))
-            trainings.append(Job(run_one_round, (name, seed, base, directory)))
-    return [pairs, trainings]
+def run_rounds(name: str, loop_seed: int, base: Path, run: Path, rounds: tuple):
+    """Run some rounds of a variant, one after the other; the arguments are those of run_round."""
+    for n in rounds:
+        run_round(name, loop_seed, base, run, n)
 
 
 def run_phases(phases: list[list[Job]], log: Path):
@@ -380,7 +372,7 @@ def run_phases(phases: list[list[Job]], log: Path):
     n_jobs = sum(len(phase) for phase in phases)
     with (
         concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool,
-        common.progress(total=n_jobs, unit="round") as bar,
+        common.progress(total=n_jobs, unit="job") as bar,
     ):
         for phase in phases:
             futures = [pool.submit(run_quietly, log, job) for job in phase]
@@ -396,29 +388,30 @@ def run_quietly(log: Path, job: Job):
         job.task(*job.arguments)
 
 
-def measure_runs(runs: list[Run], output: Path) -> dict[Run, list[dict]]:
-    """Measure all runs -> {run: [figures of its base, of round 1, of round 2, ...]}."""
-    figures = {}
+def list_missing(runs: list[Run], record: dict[Key, dict]) -> list[Run]:
+    """List the runs of those bases and loop seeds that the record does not have as a whole.
+
+    Those that it has may be wanted again: variants of a seed begin with the same answers.
+    """
+    missing = {(run.base, run.seed) for run in runs if Key(*run, ROUNDS[-1]) not in record}
+    return [run for run in runs if (run.base, run.seed) in missing]
+
+
+def measure_runs(runs: list[Run], output: Path) -> dict[Key, dict]:
+    """Measure runs, their bases, and what has one round alone with their seeds -> a record."""
+    record = {}
     for run in runs:
-        directory = run_directory(output, run)
-        rounds = [measure(base_directory(output, run.base))]
+        record[Key(run.base, "base", 0, 0)] = measure(base_directory(output, run.base))
         for n in ROUNDS:
-            rounds.append(measure(directory / f"round{n}"))
-        figures[run] = rounds
-    return figures
+            record[Key(*run, n)] = measure(run_directory(output, run) / f"round{n}")
 
-
-def measure_one_round(output: Path, n_seeds: int) -> dict[str, list[dict]]:
-    """Measure those of one round -> {name: [figures of each seed]}."""
-    figures = {}
-    for name in ONE_ROUND:
-        figures[name] = []
-        for seed in range(1, n_seeds + 1):
+    for seed in {run.seed for run in runs if run.base == 0}:
+        for name in ONE_ROUND:
             directory = run_directory(output, Run(0, name, seed))
             rows = common.read_jsonl(directory / "edited.jsonl")
             n_rows = sum("chosen" in row for row in rows)
-            figures[name].append(measure_scores(directory) | {"pairs": n_rows})
-    return figures
+            record[Key(0, name, seed, 1)] = measure_scores(directory) | {"pairs": n_rows}
+    return record
 
 
 def lock_output(output: Path):
@@ -436,6 +429,10 @@ def lock_output(output: Path):
     return lock
 
 
+# ------------------------------------------------------------------------------
+# The command line
+
+
 def parse_args():
     """Parse the command line."""
     parser = argparse.ArgumentParser(
@@ -448,10 +445,24 @@ def parse_args():
         nargs="+",
         default=[0],
         metavar="SEED",
-        help="of the base models; 0, 1 and 2 are there, others are pretrained for an hour each",
+        help="of the base models; 0 is shapes/model, others are pretrained for an hour each",
     )
-    add("--seeds", type=common.at_least(1), default=SEEDS, metavar="N", help="loop seeds: 1 to N")
+    add(
+        "--seeds",
+        type=common.seed_number,
+        nargs="+",
+        default=SEEDS,
+        metavar="SEED",
+        help="of the loop",
+    )
     add("--output", type=Path, default=Path("runs/study"), help="directory of the study")
+    add(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="figures of all runs so far, which are not run again, and of those that are added "
+        "(default: study.jsonl in the output; docs/study.jsonl has those of docs/study.md)",
+    )
     return parser.parse_args()
 
 
@@ -468,20 +479,22 @@ def list_abouts() -> str:
 def main():
     """Run what is missing of the study, then print its tables and draw its plot."""
     args = parse_args()
-
+    path = args.record or args.output / "study.jsonl"
     lock = lock_output(args.output)
     os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
-    make_videos()
-    bases = make_bases(args.bases, args.output)
-    runs = list_runs(bases, args.seeds)
-    run_phases(plan_phases(runs, bases, args.output), args.output / "study.log")
+    record = read_record(path)
+    missing = list_missing(list_runs(args.bases, args.seeds), record)
+    if missing:
+        make_videos()
+        bases = make_bases(args.bases, args.output)
+        run_phases(plan_phases(missing, bases, args.output), args.output / "study.log")
+        record |= measure_runs(missing, args.output)
+        write_record(path, record)
 
-    figures = measure_runs(runs, args.output)
-    by_name = {" ".join(map(str, run)): rounds for run, rounds in figures.items()}
-    common.write_json(args.output / "study.json", by_name)
-    one_round = measure_one_round(args.output, args.seeds) if 0 in bases else {}
-    print_tables(figures, one_round)
-    if 0 in bases:
+    record = read_record(path)  # in its order, and rounded as it is there
+    figures = list_figures(record)
+    print_tables(figures, list_one_round(record))
+    if any(run.base == 0 for run in figures):
         plot(figures, args.output / "study.png")
     lock.release()
 
