@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import common
-from tools import study
+from tools.study_variants import shuffle_preferences
 
 
 def main():
@@ -18,7 +18,7 @@ def main():
     parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument("--seed", type=int, default=0, help="of the lot")
     args = parser.parse_args()
-    rows = study.shuffle_preferences(common.read_jsonl(args.pairs, ("id", "video")), args.seed)
+    rows = shuffle_preferences(common.read_jsonl(args.pairs, ("id", "video")), args.seed)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(common.meta_path(args.pairs), common.meta_path(args.output))  # where its videos are
     common.write_jsonl(args.output, rows)

@@ -6,6 +6,8 @@ A mistake is a line of the solution, replaced.
 import inspect
 import math
 import re
+import shlex
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -30,6 +32,7 @@ from course.solutions import noise as noise_solution
 from course.solutions import packing as packing_solution
 from shapes import world
 
+ROOT = Path(__file__).parent.parent
 SOLUTIONS = {
     1: noise_solution,
     2: gate_solution,
@@ -205,6 +208,43 @@ def test_the_leaderboard_runs_and_scores_a_recipe(tmp_path, monkeypatch, capsys)
     assert Path(*common.read_keys(results, "model")).name == "average"
     assert 0 < entry["accuracy"] <= 1
     assert "two" in capsys.readouterr().out
+
+
+def list_page_commands(name):
+    """The commands of a lesson, from its blocks of code and from its lines, as lists of words."""
+    text = (ROOT / "course" / name).read_text()
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line.replace("\n", " ") for line in re.findall(r"`(python [^`]+)`", text)]
+    return [shlex.split(line) for line in lines if line.startswith("python ")]
+
+
+@pytest.mark.slow
+def test_the_loop_of_lesson_0_and_the_commands_of_lesson_6(tmp_path, environment, monkeypatch, capsys):
+    """Four rounds as `make loop` runs them, of a dozen videos each, then what the pages ask for."""
+    runs = tmp_path / "runs"
+    for split in ("round1", "round2", "round3", "round4", "dev", "test"):
+        world.write_split(runs / "shapes", split, 12, seed=0)
+
+    def run(*words):
+        moved = [str(word).replace("runs/", f"{runs}/", 1) for word in words]
+        done = subprocess.run(moved, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    options = ["--model", "shapes/model", "--videos", "runs/shapes/round{round}", "--run", "runs/loop"]
+    options += ["--benchmark", "shapes", "runs/shapes/test", "--beside"]
+    run("bash", "tools/loop.sh", *options, *leaderboard.read_recipe(ROOT / "shapes" / "recipes" / "paper.txt"))
+    monkeypatch.setattr(lesson0, "RUN", runs / "loop")
+    lesson0.check_guesses(guess_solution)
+    assert "right after round 1" in capsys.readouterr().out
+
+    commands = list_page_commands("6_measuring_honestly.md")
+    assert len(commands) == 5
+    for words in commands:
+        if words[1:] != ["-m", "course.check", "6"]:  # that is for what the student writes
+            run(*words)
+    for made in ("eval/results.json", "by_base.jsonl"):
+        assert (runs / "lesson6" / made).exists()
 
 
 @pytest.mark.slow

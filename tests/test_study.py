@@ -261,10 +261,8 @@ def make_record(bases, seeds):
     for base in bases:
         record[Key(base, "base", 0, 0)] = {"accuracy": 0.5}
     for run in study.list_runs(bases, seeds):
-        for n in study.ROUNDS:
+        for n in study.ROUNDS if run.variant in study.VARIANTS else (1,):
             record[Key(*run, n)] = {"accuracy": round(0.6 + 0.0001 * len(record), 4)}
-    for seed in seeds:
-        record[Key(0, "dpo-400", seed, 1)] = {"accuracy": 0.9, "pairs": 800}
     return record
 
 
@@ -280,7 +278,9 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
     rounds = figures[Run(1, "average-600", 2)]
     assert rounds[0] == {"accuracy": 0.5}
     assert rounds[1:] == [record[Key(1, "average-600", 2, n)] for n in study.ROUNDS]
-    assert study_record.list_one_round(again) == {"dpo-400": [{"accuracy": 0.9, "pairs": 800}] * 2}
+    one_round = study_record.list_one_round(again)
+    assert list(one_round) == list(study.ONE_ROUND)
+    assert one_round["dpo-400"] == [record[Key(0, "dpo-400", seed, 1)] for seed in (1, 2)]
 
 
 def test_a_number_that_is_none_survives_the_record(tmp_path):
@@ -289,11 +289,20 @@ def test_a_number_that_is_none_survives_the_record(tmp_path):
     assert math.isnan(figures["pairs inverted"])
 
 
-def test_only_what_the_record_lacks_is_run_a_whole_seed_at_once():
+def test_only_what_the_record_lacks_is_run_and_what_that_begins_with():
     record = make_record([0], [1, 2])
     wanted = study.list_runs([0, 1], [1, 2, 3])
     missing = study.list_missing(wanted, record)
     assert {(run.base, run.seed) for run in missing} == {(0, 3), (1, 1), (1, 2), (1, 3)}
-    del record[Key(0, "replay", 2, 4)]  # as if this variant were new: it begins with what `paper` has answered
-    missing = study.list_missing(wanted, record)
-    assert [run.variant for run in missing if (run.base, run.seed) == (0, 2)] == list(study.VARIANTS)
+    assert study.list_missing(study.list_runs([0], [1, 2]), record) == []
+
+    # As if these were new. They begin with the answers of `paper`, with the revisions of `sft-all`, or with the base
+    for name, n, needed in (
+        ("replay", 4, ["paper", "replay"]),
+        ("sft-matched", 1, ["paper", "sft-all", "sft-matched"]),
+        ("dpo-400", 1, ["dpo-400"]),
+        ("average-600", 4, ["paper-600", "average-600"]),
+    ):
+        lacking = {key: value for key, value in record.items() if key != Key(0, name, 2, n)}
+        missing = study.list_missing(study.list_runs([0], [1, 2]), lacking)
+        assert missing == [Run(0, each, 2) for each in needed]

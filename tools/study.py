@@ -316,14 +316,36 @@ class Job(NamedTuple):
 
 
 def list_runs(bases: list[int], seeds: list[int]) -> list[Run]:
-    """List all runs: every variant on the shipped base, and some on the others."""
+    """List all runs: everything on the shipped base, and some variants on the others."""
     runs = []
     for seed in seeds:
-        for name, variant in VARIANTS.items():
-            for base in bases:
+        for base in bases:
+            for name, variant in VARIANTS.items():
                 if base == 0 or variant.on_all_bases:
                     runs.append(Run(base, name, seed))
+            if base == 0:
+                runs += [Run(base, name, seed) for name in ONE_ROUND]
     return runs
+
+
+def list_missing(runs: list[Run], record: dict[Key, dict]) -> list[Run]:
+    """List the runs that are not in the record, and those that they begin with."""
+    missing = set()
+    for run in runs:
+        last = ROUNDS[-1] if run.variant in VARIANTS else 1
+        if Key(*run, last) not in record:
+            missing.add(run)
+            missing.update(run._replace(variant=name) for name in list_before(run.variant))
+    return [run for run in runs if run in missing]
+
+
+def list_before(name: str) -> list[str]:
+    """List the variants whose rows a variant, or what has one round alone, begins with."""
+    if name in VARIANTS:
+        first = name_first(VARIANTS[name])
+        return [] if name == first else [first]
+    source = Path(ONE_ROUND[name].source).parts[0]
+    return [source, *list_before(source)] if source in VARIANTS else []
 
 
 def base_directory(output: Path, base: int) -> Path:
@@ -344,19 +366,20 @@ def plan_phases(runs: list[Run], bases: dict[int, Path], output: Path) -> list[l
     begin = []
     follow = []  # they copy what a job of `begin` has written
     later = []
-    for run in sorted(runs, key=lambda run: -VARIANTS[run.variant].videos):  # the longest first
+    loops = [run for run in runs if run.variant in VARIANTS]
+    for run in sorted(loops, key=lambda run: -VARIANTS[run.variant].videos):  # the longest first
         arguments = (run.variant, run.seed, bases[run.base], run_directory(output, run))
         phase = begin if run.variant in FIRST else follow
         phase.append(Job(run_rounds, (*arguments, ROUNDS[:1])))
         later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
 
-    if 0 in bases:
-        for seed in sorted({run.seed for run in runs}):
-            directory = run_directory(output, Run(0, "all", seed))
-            begin.append(Job(make_all_pairs, (seed, bases[0], directory)))
-            for name in ONE_ROUND:
-                directory = run_directory(output, Run(0, name, seed))
-                later.append(Job(run_one_round, (name, seed, bases[0], directory)))
+    trainings = [run for run in runs if run.variant in ONE_ROUND]
+    for seed in sorted({run.seed for run in trainings}):
+        directory = run_directory(output, Run(0, "all", seed))
+        begin.append(Job(make_all_pairs, (seed, bases[0], directory)))
+    for run in trainings:
+        arguments = (run.variant, run.seed, bases[0], run_directory(output, run))
+        later.append(Job(run_one_round, arguments))
     return [scores, begin, follow, later]
 
 
@@ -388,29 +411,19 @@ def run_quietly(log: Path, job: Job):
         job.task(*job.arguments)
 
 
-def list_missing(runs: list[Run], record: dict[Key, dict]) -> list[Run]:
-    """List the runs of those bases and loop seeds that the record does not have as a whole.
-
-    Those that it has may be wanted again: variants of a seed begin with the same answers.
-    """
-    missing = {(run.base, run.seed) for run in runs if Key(*run, ROUNDS[-1]) not in record}
-    return [run for run in runs if (run.base, run.seed) in missing]
-
-
 def measure_runs(runs: list[Run], output: Path) -> dict[Key, dict]:
-    """Measure runs, their bases, and what has one round alone with their seeds -> a record."""
+    """Measure runs and their bases -> a record."""
     record = {}
     for run in runs:
         record[Key(run.base, "base", 0, 0)] = measure(base_directory(output, run.base))
-        for n in ROUNDS:
-            record[Key(*run, n)] = measure(run_directory(output, run) / f"round{n}")
-
-    for seed in {run.seed for run in runs if run.base == 0}:
-        for name in ONE_ROUND:
-            directory = run_directory(output, Run(0, name, seed))
+        directory = run_directory(output, run)
+        if run.variant in VARIANTS:
+            for n in ROUNDS:
+                record[Key(*run, n)] = measure(directory / f"round{n}")
+        else:
             rows = common.read_jsonl(directory / "edited.jsonl")
             n_rows = sum("chosen" in row for row in rows)
-            record[Key(0, name, seed, 1)] = measure_scores(directory) | {"pairs": n_rows}
+            record[Key(*run, 1)] = measure_scores(directory) | {"pairs": n_rows}
     return record
 
 
