@@ -59,10 +59,7 @@ def main():
     call("bash", "tools/loop.sh", "--model", MODEL, "--videos", *videos, "--run", run, *options)
     last = max(run.glob("round*"), key=lambda path: int(path.name.removeprefix("round")))
     score(MODEL, world / "test", run / "base", revise=True)
-    model = last / "average"  # with --average
-    if not model.exists():
-        model = last / "model"
-    score(model, world / "test", last, revise=False)
+    score(last / "model", world / "test", last, revise=False)
     entry = describe(run, last)
     common.write_jsonl(board / "board.jsonl", add(board / "board.jsonl", entry))
     print_board(board / "board.jsonl")

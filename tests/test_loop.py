@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 import common
 import critique
@@ -110,8 +109,8 @@ python -m tools.report r
 python -m tools.page r
 """
 
-AVERAGED = """\
-python -m tools.needs --model m --videos v --run r --rounds 3 --critic c --average --
+REPLAYED = """\
+python -m tools.needs --model m --videos v --run r --rounds 2 --critic c --
 # round 1
 python generate.py --model m --input v --output r/round1/responses.jsonl --seed 1
 python critique.py --model c --input r/round1/responses.jsonl --output r/round1/critiques.jsonl
@@ -122,14 +121,6 @@ python generate.py --model r/round1/model --input v --output r/round2/responses.
 python critique.py --model c --input r/round2/responses.jsonl --output r/round2/critiques.jsonl
 python refine.py --model c --input r/round2/critiques.jsonl --output r/round2/pairs.jsonl
 python dpo.py --model m --input r/round1/pairs.jsonl r/round2/pairs.jsonl --output r/round2/model --seed 2
-python -m tools.average r/round1/model r/round2/model --output r/round2/average
-# round 3
-python generate.py --model r/round2/average --input v --output r/round3/responses.jsonl --seed 3
-python critique.py --model c --input r/round3/responses.jsonl --output r/round3/critiques.jsonl
-python refine.py --model c --input r/round3/critiques.jsonl --output r/round3/pairs.jsonl
-python dpo.py --model m --input r/round1/pairs.jsonl r/round2/pairs.jsonl r/round3/pairs.jsonl \
---output r/round3/model --seed 3
-python -m tools.average r/round1/model r/round2/model r/round3/model --output r/round3/average
 python -m tools.report r
 python -m tools.page r
 """
@@ -139,9 +130,9 @@ PRINTED = [
     ("--videos 'my videos' --rounds 2 --limit 5 --gate none --prompts README.md -- --tune lora", LORA),
     ("--videos a/round{round} b{round} --rounds 2 --limit 5 --lrs 1e-4 5e-5 --benchmark mvbench d", OWN_VIDEOS),
     ("--videos v --rounds 1 --frames 4 --benchmark shapes d --beside -- --beta 3", TINY_WORLD),
-    ("--videos v --rounds 3 --critic c --replay --average", AVERAGED),
+    ("--videos v --rounds 2 --critic c --replay", REPLAYED),
 ]
-PRINTED_NAMES = ["pool", "own videos", "tiny world", "averaged"]
+PRINTED_NAMES = ["pool", "own videos", "tiny world", "replay"]
 
 
 @pytest.mark.parametrize("options, expected", PRINTED, ids=PRINTED_NAMES)
@@ -260,7 +251,7 @@ def test_help_names_every_option():
     assert (done.returncode, done.stderr) == (0, "")
     script = (ROOT / "tools" / "loop.sh").read_text()
     taken = re.findall(r"^    (--[a-z-]+)\) (?!refuse)", script, re.MULTILINE)
-    assert len(taken) == 19
+    assert len(taken) == 18
     for option in taken:
         assert option in done.stdout
     assert "#" not in done.stdout
@@ -301,32 +292,21 @@ def check_that_it_was_stopped(output):
     assert common.read_keys(common.meta_path(output), "finished") == [None]
 
 
-def test_replay_trains_the_first_model_on_all_pairs_and_average_scores_the_mean(tmp_path, env):
-    for name in ("round1", "round2", "dev"):
+def test_replay_trains_the_first_model_anew_on_the_pairs_of_all_rounds(tmp_path, env):
+    for name in ("round1", "round2"):
         world.write_split(tmp_path, name, 2, seed=0)
     options = ["--model", MODEL, "--videos", tmp_path / "round{round}", "--run", tmp_path / "run", "--rounds", 2]
-    options += ["--replay", "--average", "--gate", "none", "--benchmark", "shapes", tmp_path / "dev"]
-    training = ["--", "--lr", "1e-4", "--beta", 3]
-    done = loop(*options, *training, env=env)
+    done = loop(*options, "--replay", "--gate", "none", "--", "--lr", "1e-4", "--beta", 3, env=env)
     assert done.returncode == 0, done.stderr
 
-    rounds = [tmp_path / "run" / name for name in ("round1", "round2")]
-    [arguments] = common.read_keys(rounds[1] / "model.meta.json", "arguments")
-    assert arguments["model"] == str(MODEL)
-    assert arguments["input"] == [str(path / "pairs.jsonl") for path in rounds]
-    [scored] = common.read_keys(rounds[1] / "eval" / "results.json", "model")
-    assert scored == str(rounds[1] / "average")
-
-    one, two = (load_file(path / "model" / "model.safetensors") for path in rounds)
-    mean = load_file(rounds[1] / "average" / "model.safetensors")
-    for name, weight in mean.items():
-        torch.testing.assert_close(weight, (one[name] + two[name]) / 2, msg=name)
-
-    # Started again, it has nothing to do
-    before = (rounds[1] / "average").stat().st_mtime_ns
-    done = loop(*options, *training, env=env)
-    assert done.returncode == 0, done.stderr
-    assert (rounds[1] / "average").stat().st_mtime_ns == before
+    inputs = [tmp_path / "run" / name / "pairs.jsonl" for name in ("round1", "round2")]
+    [arguments] = common.read_keys(tmp_path / "run" / "round2" / "model.meta.json", "arguments")
+    assert (arguments["model"], arguments["input"]) == (str(MODEL), [str(path) for path in inputs])
+    n_pairs = sum("chosen" in row for path in inputs for row in common.read_jsonl(path))
+    assert f"on the {n_pairs} pairs of" in (tmp_path / "run" / "round2" / "model" / "README.md").read_text()
+    # The questions of round 2 were answered by the model of round 1
+    [arguments] = common.read_keys(tmp_path / "run" / "round2" / "responses.jsonl.meta.json", "arguments")
+    assert arguments["model"] == str(tmp_path / "run" / "round1" / "model")
 
 
 # Its revisions are made of critiques that say nothing, but some differ from the answers
@@ -486,12 +466,10 @@ def pool(tmp_path):
     return tmp_path
 
 
-def test_a_critic_that_is_not_there_and_a_mean_of_adapters_are_refused(pool, monkeypatch):
+def test_a_critic_that_is_not_there_is_refused_before_the_first_round(pool, monkeypatch):
     options = ["--model", MODEL, "--run", pool / "run", "--videos", pool / "a", "--rounds", 1]
     with pytest.raises(common.InputError, match="no/such/model"):
         need(monkeypatch, *options, "--critic", "no/such/model")
-    with pytest.raises(common.InputError, match="--average takes the mean of whole models"):
-        need(monkeypatch, *options, "--average", "--", "--tune", "lora")
 
 
 def test_a_pool_is_shared_out_between_the_rounds(pool, monkeypatch, capsys):
@@ -625,7 +603,7 @@ def test_the_examples_in_its_docstrings_are_true():
 
 def test_finished_rounds_need_no_disk_any_more(tmp_path, monkeypatch, capsys):
     plan = needs.Plan({}, {}, n_trained=GIB, saved=5 * GIB)
-    args = argparse.Namespace(run=tmp_path / "run", rounds=2, average=False, frame_tokens=None)
+    args = argparse.Namespace(run=tmp_path / "run", rounds=2, frame_tokens=None)
     free = 10 * GIB
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free))
     [warning] = needs.tell_disk(args, plan)  # a model, and two checkpoints of 12 GiB
@@ -639,10 +617,6 @@ def test_finished_rounds_need_no_disk_any_more(tmp_path, monkeypatch, capsys):
     free = 24 * GIB
     assert needs.tell_disk(args, plan) == []
     assert "1 rounds are left and need 24.0; 24.0 are free" in capsys.readouterr().out
-
-    args = argparse.Namespace(run=tmp_path / "other", rounds=2, average=True, frame_tokens=None)
-    needs.tell_disk(args, plan)  # the two models of round 1 are there when round 2 is trained
-    assert "10.00 of models a round" in capsys.readouterr().out
 
 
 def test_memory_is_what_the_memory_tool_says_and_a_tenth_is_left_free(monkeypatch, capsys):

@@ -113,9 +113,10 @@ def test_the_rows_of_the_first_rounds():
 
 def test_a_variant_begins_with_the_answers_to_the_same_videos():
     assert study.name_first(study.VARIANTS["average"]) == "paper"
-    assert study.name_first(study.VARIANTS["average-600"]) == "paper-600"
+    assert study.name_first(study.VARIANTS["replay-600"]) == "paper-600"
     same = [name for name, variant in study.VARIANTS.items() if study.is_as_the_paper_at_first(variant)]
-    assert same == ["paper", "replay", "average", "by-base", "paper-600", "average-600", "by-base-600"]
+    own = {"sft", "sft-all", "sft-all-replay", "no-gate", "shuffled", "second-sample"}
+    assert set(same) == set(study.VARIANTS) - own
 
 
 @pytest.mark.slow
@@ -275,9 +276,9 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
     assert list(again)[:3] == [Key(0, "base", 0, 0), Key(0, "paper", 1, 1), Key(0, "paper", 1, 2)]
 
     figures = study_record.list_figures(again)
-    rounds = figures[Run(1, "average-600", 2)]
+    rounds = figures[Run(1, "replay-600", 2)]
     assert rounds[0] == {"accuracy": 0.5}
-    assert rounds[1:] == [record[Key(1, "average-600", 2, n)] for n in study.ROUNDS]
+    assert rounds[1:] == [record[Key(1, "replay-600", 2, n)] for n in study.ROUNDS]
     one_round = study_record.list_one_round(again)
     assert list(one_round) == list(study.ONE_ROUND)
     assert one_round["dpo-400"] == [record[Key(0, "dpo-400", seed, 1)] for seed in (1, 2)]
@@ -292,17 +293,19 @@ def test_a_number_that_is_none_survives_the_record(tmp_path):
 def test_only_what_the_record_lacks_is_run_and_what_that_begins_with():
     record = make_record([0], [1, 2])
     wanted = study.list_runs([0, 1], [1, 2, 3])
-    missing = study.list_missing(wanted, record)
+    missing = study.list_missing(wanted, record, None)
     assert {(run.base, run.seed) for run in missing} == {(0, 3), (1, 1), (1, 2), (1, 3)}
-    assert study.list_missing(study.list_runs([0], [1, 2]), record) == []
+    assert study.list_missing(study.list_runs([0], [1, 2]), record, None) == []
+    on_first = study.list_runs([0], [1, 2, 3])
+    assert study.list_missing(on_first, record, ["replay"]) == [Run(0, "paper", 3), Run(0, "replay", 3)]
 
     # As if these were new. They begin with the answers of `paper`, with the revisions of `sft-all`, or with the base
     for name, n, needed in (
         ("replay", 4, ["paper", "replay"]),
         ("sft-matched", 1, ["paper", "sft-all", "sft-matched"]),
         ("dpo-400", 1, ["dpo-400"]),
-        ("average-600", 4, ["paper-600", "average-600"]),
+        ("replay-600", 4, ["paper-600", "replay-600"]),
     ):
         lacking = {key: value for key, value in record.items() if key != Key(0, name, 2, n)}
-        missing = study.list_missing(study.list_runs([0], [1, 2]), lacking)
+        missing = study.list_missing(study.list_runs([0], [1, 2]), lacking, None)
         assert missing == [Run(0, each, 2) for each in needed]

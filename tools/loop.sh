@@ -15,8 +15,6 @@
 #                          revision that differs (critic)
 #   --critic M             criticises and revises in all rounds (the model of each round)
 #   --replay               each round trains the first model anew, on the pairs of all rounds so far
-#   --average              from round 2 on, a round's model is the mean of the weights of all that were
-#                          trained so far: RUN/round2/average, ...
 #   --prompts FILE         prompts, kinds of questions and error types of your own: docs/prompts.md
 #   --frames N             frames of a video, in all stages (the checkpoint's)
 #   --frame-tokens LEAST MOST   Qwen-VL: tokens of two frames, in all stages (the checkpoint's)
@@ -50,7 +48,7 @@ check_number() {  # option, value
 }
 
 given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
-critic='' replay='' average=''
+critic='' replay=''
 gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
 processes=1
 train_processes=1
@@ -81,7 +79,6 @@ while (($#)); do
     --gate) gate=(--gate "${values[0]}") ;;
     --critic) critic=${values[0]} ;;
     --replay) replay=yes wanted=0 ;;
-    --average) average=yes wanted=0 ;;
     --prompts) prompts=(--prompts "${values[0]}") ;;
     --frames) frames+=(--frames "${values[0]}") ;;
     --frame-tokens) frames+=(--frame-tokens "${values[@]}") wanted=2 ;;
@@ -201,12 +198,11 @@ trap stop_scoring EXIT
 
 call python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
   --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" "${batches[@]}" \
-  ${critic:+--critic "$critic"} ${average:+--average} "${several[@]}" \
+  ${critic:+--critic "$critic"} "${several[@]}" \
   ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
 start_scoring "$model" "$run/base"
 first=$model
 pairs=()  # files of pairs that a round trains on
-trained=()  # models, of which --average takes the mean
 for ((round = 1; round <= rounds; round++)); do
   echo "# round $round"
   out=$run/round$round
@@ -223,19 +219,16 @@ for ((round = 1; round <= rounds; round++)); do
   stage "${answer[@]}" refine.py --model "${critic:-$model}" --input "$out/critiques.jsonl" \
     --output "$out/pairs.jsonl" "${common[@]}" "${gate[@]}"
 
-  [[ $replay ]] || pairs=()
-  pairs+=("$out/pairs.jsonl")
-  before=$model
-  [[ ! $replay ]] || before=$first
-  model=$out/model
-  stage "${train[@]}" dpo.py --model "$before" --input "${pairs[@]}" --output "$model" \
-    --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
-  trained+=("$model")
-  if [[ $average ]] && ((round > 1)); then
-    model=$out/average
-    [[ -e $model && ! $dry_run ]] ||
-      stage python -m tools.average "${trained[@]}" --output "$model"
+  if [[ $replay ]]; then
+    before=$first
+    pairs+=("$out/pairs.jsonl")
+  else
+    before=$model
+    pairs=("$out/pairs.jsonl")
   fi
+  stage "${train[@]}" dpo.py --model "$before" --input "${pairs[@]}" --output "$out/model" \
+    --seed "$round" ${lr:+--lr "$lr"} "${frames[@]}" "${training[@]}"
+  model=$out/model
   start_scoring "$model" "$out"
 done
 finish_scoring

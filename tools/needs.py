@@ -7,7 +7,7 @@ What follows -- are options of dpo.py. Nothing is loaded: videos are counted by
 their names, memory is what tools.memory calculates from config.json for six
 pairs a video, and the disk is counted by the weights:
 
-models         one a round: all weights, or with --tune lora the adapter; two with --average
+models         one a round: all weights, or with --tune lora the adapter
 checkpoints    12 bytes for every trained weight; two at once while the newer
                one is written, or one while the model is
 not counted    rows (JSONL), results of benchmarks, caches of the hub
@@ -50,7 +50,6 @@ def main():
     if args.critic:
         vlm.check_model(args.critic, (), args.frame_tokens)
     dpo.check_adapter(training)
-    check_average(args, training)
     prompts.tell_if_no_verdict(prompts.choose(args, []).critique)
     if args.benchmark:
         check_benchmark(*args.benchmark)
@@ -61,15 +60,6 @@ def main():
     warnings += tell_disk(args, plan)
     for warning in warnings:
         print(f"warning: {warning}")
-
-
-def check_average(args, training):
-    """Raise InputError for --average of adapters: it would show when the first round is trained."""
-    if args.average and training.tune == "lora":
-        raise common.InputError(
-            "--average takes the mean of whole models, and --tune lora writes adapters: the mean "
-            "of their factors is another thing"
-        )
 
 
 def check_benchmark(name: str, directory: str):
@@ -292,17 +282,16 @@ def tell_disk(args, plan: Plan) -> list[str]:
         path = common.meta_path(Path(args.run, f"round{number}", "model"))
         n_left += not (path.exists() and common.read_json(path).get("finished"))
     checkpoint = outputs.CHECKPOINT_BYTES * plan.n_trained
-    n_models = 2 if args.average else 1
-    needed = count_disk(n_left, n_models * plan.saved, checkpoint)
+    needed = count_disk(n_left, plan.saved, checkpoint)
 
     place = Path(args.run).absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     print(
-        f"disk, GiB: {n_models * plan.saved / GIB:.2f} of models a round, a checkpoint "
-        f"{checkpoint / GIB:.2f}, two while one is written; {n_left} rounds are left "
-        f"and need {needed / GIB:.1f}; {free / GIB:.1f} are free"
+        f"disk, GiB: a model {plan.saved / GIB:.2f} a round, a checkpoint {checkpoint / GIB:.2f}, "
+        f"two while one is written; {n_left} rounds are left and need {needed / GIB:.1f}; "
+        f"{free / GIB:.1f} are free"
     )
     if needed <= free:
         return []
@@ -350,7 +339,6 @@ def parse_args():
     common.add_frame_tokens(parser)
     add("--prompts", metavar="FILE", help="other prompts")
     add("--critic", metavar="M", help="model that criticises and revises in all rounds")
-    add("--average", action="store_true", help="two models a round: the trained one, and a mean")
     add("--processes", type=common.at_least(1), default=1, metavar="N", help="that answer")
     add("--train-processes", type=common.at_least(1), default=1, metavar="N", help="that train")
     add(

@@ -2,7 +2,7 @@
 
     python -m tools.study                  # all variants, 3 loop seeds, 4 rounds
     python -m tools.study --bases 0 1 2    # and some of them on 2 more bases
-    python -m tools.study --seeds 1        # one loop seed: a first look
+    python -m tools.study --seeds 1 --only replay     # a first look, at one of them
     python -m tools.study --record docs/study.jsonl    # the tables of docs/study.md
 
 All in the tiny world. At the end the tables are printed and the plot is
@@ -328,12 +328,16 @@ def list_runs(bases: list[int], seeds: list[int]) -> list[Run]:
     return runs
 
 
-def list_missing(runs: list[Run], record: dict[Key, dict]) -> list[Run]:
-    """List the runs that are not in the record, and those that they begin with."""
+def list_missing(runs: list[Run], record: dict[Key, dict], only: list[str] | None) -> list[Run]:
+    """List the runs that are wanted and not in the record, and those that they begin with.
+
+    only: names of those that are wanted; None: all
+    """
     missing = set()
     for run in runs:
         last = ROUNDS[-1] if run.variant in VARIANTS else 1
-        if Key(*run, last) not in record:
+        is_wanted = only is None or run.variant in only
+        if is_wanted and Key(*run, last) not in record:
             missing.add(run)
             missing.update(run._replace(variant=name) for name in list_before(run.variant))
     return [run for run in runs if run in missing]
@@ -468,6 +472,13 @@ def parse_args():
         metavar="SEED",
         help="of the loop",
     )
+    add(
+        "--only",
+        nargs="+",
+        choices=[*VARIANTS, *ONE_ROUND],
+        metavar="NAME",
+        help="of those above, and what they begin with (default: all)",
+    )
     add("--output", type=Path, default=Path("runs/study"), help="directory of the study")
     add(
         "--record",
@@ -496,7 +507,7 @@ def main():
     lock = lock_output(args.output)
     os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
     record = read_record(path)
-    missing = list_missing(list_runs(args.bases, args.seeds), record)
+    missing = list_missing(list_runs(args.bases, args.seeds), record, args.only)
     if missing:
         make_videos()
         bases = make_bases(args.bases, args.output)

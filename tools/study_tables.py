@@ -288,6 +288,8 @@ def print_one_round(figures, one_round):
     """Print, for one round of training, how many rows it had and the accuracy that came out."""
     rows = []
     for variant in ("paper", "sft", "sft-all"):
+        if variant not in list_variants(figures):
+            continue
         n_rows = select(figures, variant, 1, "pairs")
         accuracies = select(figures, variant, 1, "accuracy")
         rows.append([variant, spread(n_rows, 0), spread(accuracies)])
@@ -463,7 +465,9 @@ def plot_critics(axes, figures):
     """Plot precision and recall of the model as critic, for three variants."""
     axes.set(title="the model as critic of its own answers to dev")
     for measured, style in (("precision", "-"), ("recall", "--")):
-        for variant, color in (("paper", "C0"), ("average", "C1"), ("sft-all", "C2")):
+        for variant, color in (("paper", "C0"), ("replay", "C1"), ("sft-all", "C2")):
+            if variant not in list_variants(figures):
+                continue
             plot_curve(
                 axes,
                 figures,

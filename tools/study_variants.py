@@ -155,7 +155,9 @@ def take_rounds(n: int) -> Callable:
 VARIANTS = {
     "paper": Variant("the paper's loop, as make loop runs it", on_all_bases=True),
     "replay": Variant(
-        "every round trains the base anew, on the pairs of all rounds so far", replay=True
+        "every round trains the base anew, on the pairs of all rounds so far",
+        replay=True,
+        on_all_bases=True,
     ),
     "average": Variant(
         "the same, and a round's model is the mean of all that were trained so far",
@@ -163,23 +165,15 @@ VARIANTS = {
         average=True,
     ),
     "by-base": Variant("the base criticises and revises in all rounds", by_base=True),
-    "paper-600": Variant(
-        "the paper's loop with 600 videos a round, in place of 200", videos=600, on_all_bases=True
-    ),
-    "average-600": Variant(
-        "average with 600 videos a round",
-        videos=600,
-        replay=True,
-        average=True,
-        on_all_bases=True,
-    ),
-    "by-base-600": Variant(
-        "average and by-base, with 600 videos a round",
-        videos=600,
+    "by-base-replay": Variant(
+        "both: the base criticises and revises, and is trained anew",
         by_base=True,
         replay=True,
-        average=True,
         on_all_bases=True,
+    ),
+    "paper-600": Variant("the paper's loop with 600 videos a round, in place of 200", videos=600),
+    "replay-600": Variant(
+        "replay with 600 videos a round", videos=600, replay=True, on_all_bases=True
     ),
     "sft": Variant("cross-entropy on the chosen answers of its pairs, in place of DPO", loss="sft"),
     "sft-all": Variant(
@@ -189,12 +183,11 @@ VARIANTS = {
         gate="none",
         change=take_revisions,
     ),
-    "sft-all-average": Variant(
-        "the same, with replay and average",
+    "sft-all-replay": Variant(
+        "the same, with replay",
         loss="sft",
         gate="none",
         replay=True,
-        average=True,
         change=take_revisions,
     ),
     "no-gate": Variant(
