@@ -481,7 +481,7 @@ def plot_critics(axes, figures):
 
 def plot_errors(axes, figures):
     """Plot the loop's errors on dev as truth, the base and the model count them."""
-    axes.set(title="the paper's loop: errors on dev, of 900, counted three ways")
+    axes.set(title="paper: errors on dev, counted three ways")
     colors = {
         "errors by truth": "black",
         "errors the base names": "C0",
