@@ -254,10 +254,11 @@ def edit(source: Path, target: Path, change: Callable) -> Path:
 # What the study is run on
 
 
-def make_videos():
-    """Make the tiny world, and its benchmark of the loop's own videos, where they are missing."""
+def make_videos(runs: list[Run]):
+    """Make the videos of some runs, and the benchmark of the loop's own, where they are missing."""
     make_world(VIDEOS)
-    make_world(MORE_VIDEOS, "--videos", "600", "--benchmark-videos", "1")
+    if any(run.variant in VARIANTS and VARIANTS[run.variant].videos > 200 for run in runs):
+        make_world(MORE_VIDEOS, "--videos", "600", "--benchmark-videos", "1")
     if not (VIDEOS / "seen" / "questions.json").exists():
         make_seen()
 
@@ -509,7 +510,7 @@ def main():
     record = read_record(path)
     missing = list_missing(list_runs(args.bases, args.seeds), record, args.only)
     if missing:
-        make_videos()
+        make_videos(missing)
         bases = make_bases(args.bases, args.output)
         run_phases(plan_phases(missing, bases, args.output), args.output / "study.log")
         record |= measure_runs(missing, args.output)
