@@ -285,9 +285,23 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
 
 
 def test_a_number_that_is_none_survives_the_record(tmp_path):
-    study_record.write_record(tmp_path / "study.jsonl", {Key(0, "paper", 1, 1): {"pairs inverted": math.nan}})
-    [figures] = study_record.read_record(tmp_path / "study.jsonl").values()
-    assert math.isnan(figures["pairs inverted"])
+    record = {Key(0, "base", 0, 0): {}, Key(0, "paper", 1, 1): {"pairs inverted": math.nan}}
+    study_record.write_record(tmp_path / "study.jsonl", record)
+    again = study_record.read_record(tmp_path / "study.jsonl")
+    assert math.isnan(again[Key(0, "paper", 1, 1)]["pairs inverted"])
+
+
+@pytest.mark.parametrize(
+    "keys, complaint",
+    [
+        ([Key(0, "base", 0, 0), Key(0, "dpo", 1, 1)], "'dpo' is none of base, paper"),
+        ([Key(0, "base", 0, 0), Key(1, "paper", 1, 1)], "the row of base 1 itself is missing"),
+    ],
+)
+def test_a_record_that_cannot_be_shown_is_refused_before_anything_is_run(keys, complaint, tmp_path):
+    common.write_jsonl(tmp_path / "study.jsonl", [key._asdict() | {"accuracy": 0.5} for key in keys])
+    with pytest.raises(common.InputError, match=complaint):
+        study_record.read_record(tmp_path / "study.jsonl")
 
 
 def test_only_what_the_record_lacks_is_run_and_what_that_begins_with():
@@ -298,6 +312,10 @@ def test_only_what_the_record_lacks_is_run_and_what_that_begins_with():
     assert study.list_missing(study.list_runs([0], [1, 2]), record, None) == []
     on_first = study.list_runs([0], [1, 2, 3])
     assert study.list_missing(on_first, record, ["replay"]) == [Run(0, "paper", 3), Run(0, "replay", 3)]
+
+    # The tables compare everything with the paper's loop, so that is run beside what begins without it
+    missing = study.list_missing(on_first, {}, ["dpo-400"])
+    assert missing == [Run(0, name, seed) for seed in (1, 2, 3) for name in ("paper", "dpo-400")]
 
     # As if these were new. They begin with the answers of `paper`, with the revisions of `sft-all`, or with the base
     for name, n, needed in (

@@ -3,7 +3,7 @@
     python -m tools.study                  # all variants, 3 loop seeds, 4 rounds
     python -m tools.study --bases 0 1 2    # and some of them on 2 more bases
     python -m tools.study --seeds 1 --only replay     # a first look, at one of them
-    python -m tools.study --record docs/study.jsonl    # the tables of docs/study.md
+    python -m tools.study --record docs/study.jsonl --only paper    # docs/study.md's tables
 
 All in the tiny world. At the end the tables are printed and the plot is
 written (tools/study_tables.py). The stages run as they are, with the recipe
@@ -332,12 +332,13 @@ def list_runs(bases: list[int], seeds: list[int]) -> list[Run]:
 def list_missing(runs: list[Run], record: dict[Key, dict], only: list[str] | None) -> list[Run]:
     """List the runs that are wanted and not in the record, and those that they begin with.
 
-    only: names of those that are wanted; None: all
+    only: names of those that are wanted, beside the paper's loop, with which the tables compare
+        all; None: all
     """
     missing = set()
     for run in runs:
         last = ROUNDS[-1] if run.variant in VARIANTS else 1
-        is_wanted = only is None or run.variant in only
+        is_wanted = only is None or run.variant in ("paper", *only)
         if is_wanted and Key(*run, last) not in record:
             missing.add(run)
             missing.update(run._replace(variant=name) for name in list_before(run.variant))

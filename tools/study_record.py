@@ -10,6 +10,8 @@ from typing import NamedTuple
 import common
 from tools.study_variants import ONE_ROUND, VARIANTS
 
+NAMES = ["base", *VARIANTS, *ONE_ROUND]  # of what the rows are about, in their order
+
 
 class Run(NamedTuple):
     """The rounds of one variant, from one base and with one loop seed."""
@@ -29,18 +31,26 @@ class Key(NamedTuple):
 
 
 def read_record(path: Path) -> dict[Key, dict]:
-    """Read a record -> {what: figures}; empty where there is none yet."""
+    """Read a record -> {what: figures}; empty where there is none yet.
+
+    Raises:
+        InputError: for a variant that there is not (any more), or a run whose base is missing
+    """
     record = {}
     if path.exists():
         for row in common.read_jsonl(path, Key._fields):
             record[Key(*(row.pop(name) for name in Key._fields))] = row
+    for key in record:
+        if key.variant not in NAMES:
+            raise common.InputError(f"{path}: {key.variant!r} is none of {', '.join(NAMES)}")
+        if Key(key.base, "base", 0, 0) not in record:
+            raise common.InputError(f"{path}: the row of base {key.base} itself is missing")
     return record
 
 
 def write_record(path: Path, record: dict[Key, dict]):
     """Write a record: bases first, then as the variants are listed."""
-    names = ["base", *VARIANTS, *ONE_ROUND]
-    keys = sorted(record, key=lambda key: key._replace(variant=names.index(key.variant)))
+    keys = sorted(record, key=lambda key: key._replace(variant=NAMES.index(key.variant)))
     rows = []
     for key in keys:
         figures = {name: round(value, 4) for name, value in record[key].items()}

@@ -1,7 +1,7 @@
 """The variants that tools.study compares: what each changes of the paper's loop.
 
-A variant has four rounds, each from the model of the one before. What has one
-round alone trains the base once, on other rows.
+A variant has four rounds; in each the model of the one before is asked. What
+has one round alone trains the base once, on other rows.
 """
 
 import argparse

@@ -10,8 +10,7 @@ first line is for the model's own prompts. Started again, it resumes.
 Below the table stands what all of them see together: the share of dev's
 questions that are right after revision in every wording, in any, and in the
 answer that most of them end with. Errors that differ from wording to wording
-would be mended by such a vote; those that do not, no loop on this model can
-see.
+would be mended by such a vote; those that do not are not a matter of words.
 
 "bad questions" are those that generate.py drops as such: no question, or cut
 off. "duplicates" were asked about the same video before, as two aspects were
