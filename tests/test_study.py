@@ -1,6 +1,7 @@
 """The controls of tools.study, each seen on rows that can be checked by hand."""
 
 import doctest
+import itertools
 import math
 import re
 from pathlib import Path
@@ -317,13 +318,31 @@ def test_only_what_the_record_lacks_is_run_and_what_that_begins_with():
     missing = study.list_missing(on_first, {}, ["dpo-400"])
     assert missing == [Run(0, name, seed) for seed in (1, 2, 3) for name in ("paper", "dpo-400")]
 
-    # As if these were new. They begin with the answers of `paper`, with the revisions of `sft-all`, or with the base
-    for name, n, needed in (
-        ("replay", 4, ["paper", "replay"]),
-        ("sft-matched", 1, ["paper", "sft-all", "sft-matched"]),
-        ("dpo-400", 1, ["dpo-400"]),
-        ("replay-600", 4, ["paper-600", "replay-600"]),
-    ):
-        lacking = {key: value for key, value in record.items() if key != Key(0, name, 2, n)}
-        missing = study.list_missing(study.list_runs([0], [1, 2]), lacking, None)
-        assert missing == [Run(0, each, 2) for each in needed]
+
+@pytest.mark.parametrize(
+    "name, n, before",
+    [("replay", 4, ["paper"]), ("sft-matched", 1, ["paper", "sft-all"]), ("dpo-400", 1, []),
+     ("replay-600", 4, ["paper-600"])],
+)  # fmt: skip
+def test_of_what_a_variant_begins_with_the_first_round_is_enough(name, n, before):
+    """It begins with the answers of `paper`, with the revisions of `sft-all`, or with the base."""
+    record = make_record([0], [1, 2])
+    del record[Key(0, name, 2, n)]
+    missing = study.list_missing(study.list_runs([0], [1, 2]), record, None)
+    assert missing == [Run(0, name, 2)]
+    assert study.list_beginnings(missing) == [Run(0, each, 2) for each in before]
+
+    phases = study.plan_phases(missing, [], {0: study.BASE}, Path("study"))
+    rounds = {}
+    for job in itertools.chain(*phases):
+        if job.task == study.run_rounds:
+            variant, *_, numbers = job.arguments
+            rounds[variant] = rounds.get(variant, ()) + numbers
+    own = {name: study.ROUNDS} if name in study.VARIANTS else {}
+    assert rounds == dict.fromkeys(before, (1,)) | own
+
+
+def test_a_record_that_is_not_there_begins_no_study(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["study", "--output", f"{tmp_path}", "--record", f"{tmp_path}/stduy.jsonl"])
+    with pytest.raises(common.InputError, match="stduy.jsonl: no such file"):
+        study.main()

@@ -330,19 +330,26 @@ def list_runs(bases: list[int], seeds: list[int]) -> list[Run]:
 
 
 def list_missing(runs: list[Run], record: dict[Key, dict], only: list[str] | None) -> list[Run]:
-    """List the runs that are wanted and not in the record, and those that they begin with.
+    """List the runs that are wanted and not in the record.
 
     only: names of those that are wanted, beside the paper's loop, with which the tables compare
         all; None: all
     """
-    missing = set()
+    missing = []
     for run in runs:
         last = ROUNDS[-1] if run.variant in VARIANTS else 1
         is_wanted = only is None or run.variant in ("paper", *only)
         if is_wanted and Key(*run, last) not in record:
-            missing.add(run)
-            missing.update(run._replace(variant=name) for name in list_before(run.variant))
-    return [run for run in runs if run in missing]
+            missing.append(run)
+    return missing
+
+
+def list_beginnings(runs: list[Run]) -> list[Run]:
+    """List the runs, beside these, whose first round one of these begins with."""
+    found = set()
+    for run in runs:
+        found.update(run._replace(variant=name) for name in list_before(run.variant))
+    return sorted(found - set(runs))
 
 
 def list_before(name: str) -> list[str]:
@@ -364,20 +371,27 @@ def run_directory(output: Path, run: Run) -> Path:
     return output / f"base{run.base}" / f"seed{run.seed}" / run.variant
 
 
-def plan_phases(runs: list[Run], bases: dict[int, Path], output: Path) -> list[list[Job]]:
-    """Plan all jobs in phases: a job reads only what those of earlier phases write."""
+def plan_phases(
+    runs: list[Run], unscored: list[int], bases: dict[int, Path], output: Path
+) -> list[list[Job]]:
+    """Plan all jobs in phases: a job reads only what those of earlier phases write.
+
+    Args:
+        unscored: seeds of the bases that are to be scored themselves
+    """
     scores = []
-    for seed, path in bases.items():
-        scores.append(Job(score_base, (path, base_directory(output, seed))))
+    for seed in unscored:
+        scores.append(Job(score_base, (bases[seed], base_directory(output, seed))))
     begin = []
     follow = []  # they copy what a job of `begin` has written
     later = []
-    loops = [run for run in runs if run.variant in VARIANTS]
+    loops = [run for run in [*runs, *list_beginnings(runs)] if run.variant in VARIANTS]
     for run in sorted(loops, key=lambda run: -VARIANTS[run.variant].videos):  # the longest first
         arguments = (run.variant, run.seed, bases[run.base], run_directory(output, run))
         phase = begin if run.variant in FIRST else follow
         phase.append(Job(run_rounds, (*arguments, ROUNDS[:1])))
-        later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
+        if run in runs:
+            later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
 
     trainings = [run for run in runs if run.variant in ONE_ROUND]
     for seed in sorted({run.seed for run in trainings}):
@@ -417,11 +431,12 @@ def run_quietly(log: Path, job: Job):
         job.task(*job.arguments)
 
 
-def measure_runs(runs: list[Run], output: Path) -> dict[Key, dict]:
-    """Measure runs and their bases -> a record."""
+def measure_runs(runs: list[Run], unscored: list[int], output: Path) -> dict[Key, dict]:
+    """Measure runs, and bases that were scored with them -> a record."""
     record = {}
+    for seed in unscored:
+        record[Key(seed, "base", 0, 0)] = measure(base_directory(output, seed))
     for run in runs:
-        record[Key(run.base, "base", 0, 0)] = measure(base_directory(output, run.base))
         directory = run_directory(output, run)
         if run.variant in VARIANTS:
             for n in ROUNDS:
@@ -505,6 +520,8 @@ def list_abouts() -> str:
 def main():
     """Run what is missing of the study, then print its tables and draw its plot."""
     args = parse_args()
+    if args.record and not args.record.exists():
+        raise common.InputError(f"{args.record}: no such file; leave --record out to begin one")
     path = args.record or args.output / "study.jsonl"
     lock = lock_output(args.output)
     os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
@@ -512,9 +529,11 @@ def main():
     missing = list_missing(list_runs(args.bases, args.seeds), record, args.only)
     if missing:
         make_videos(missing)
-        bases = make_bases(args.bases, args.output)
-        run_phases(plan_phases(missing, bases, args.output), args.output / "study.log")
-        record |= measure_runs(missing, args.output)
+        bases = make_bases(sorted({run.base for run in missing}), args.output)
+        unscored = [seed for seed in bases if Key(seed, "base", 0, 0) not in record]
+        phases = plan_phases(missing, unscored, bases, args.output)
+        run_phases(phases, args.output / "study.log")
+        record |= measure_runs(missing, unscored, args.output)
         write_record(path, record)
 
     record = read_record(path)  # in its order, and rounded as it is there
