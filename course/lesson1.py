@@ -60,8 +60,8 @@ def check_fresh(exercise):
     tokens = draw(exercise, 0, ["a", "b"], 200)
     demand(
         (tokens[0] != tokens[1]).any(),
-        "Two rows with the same logits drew the same 200 tokens: six answers to one question would "
-        "be one answer. The row's id belongs into what its noise is drawn from.",
+        "Two rows with the same logits drew the same 200 tokens: questions asked for by one prompt "
+        "would all be the same one. The row's id belongs into what its noise is drawn from.",
     )
     demand(
         len(set(tokens[0].tolist())) > 1,
@@ -87,9 +87,17 @@ def check_seed(exercise):
     first = draw(exercise, 0, ["a"], 200)
     demand(
         torch.equal(first, draw(exercise, 0, ["a"], 200)),
-        "The same seed and row drew different tokens: is a generator of its own used, and is "
-        "`hash` (which differs from process to process) not?",
+        "The same seed and row drew different tokens: is a generator of its own used?",
     )
+    if not hasattr(exercise, "hash"):
+        exercise.hash = lambda value: hash(("another process", value))  # hides Python's from it
+        elsewhere = draw(exercise, 0, ["a"], 200)
+        del exercise.hash
+        demand(
+            torch.equal(first, elsewhere),
+            "The same seed and row would draw different tokens in another process: Python's `hash` "
+            "of a text differs from process to process.",
+        )
     demand(
         not torch.equal(first, draw(exercise, 1, ["a"], 200)),
         "Seeds 0 and 1 draw the same: the seed belongs into what noise is drawn from.",

@@ -32,7 +32,7 @@ def check_by_hand(exercise):
         math.log(1 + math.exp(-0.4)): "the reference is left out: -10 + 14 is 4, not 3.",
         0.1 * math.log(1 + math.exp(-3)): "beta belongs inside of the sigmoid, not before the log.",
         math.log(1 + math.exp(-3)): "beta is left out.",
-        math.log(1 + math.exp(-0.1)): "the rejected answer's log-ratio is left out, or its sign.",
+        math.log(1 + math.exp(-0.1)): "the rejected answer's log-ratio is left out.",
         math.log(1 + math.exp(0.1)): "log-ratios are added: h is chosen minus rejected.",
         -math.log(1 + math.exp(-0.3)): "a loss is minimized: it is minus the log.",
     }

@@ -79,7 +79,12 @@ def check_factors(exercise):
     """Check that a layer (in, out) has factors A (r, in) and B (out, r), and AdamW two moments."""
     [row] = plan(1, "--tune", "lora")
     n_factors = row.gradients / 4  # float32
-    hints = {1 / 32: "There are 32 layers.", 1 / 16: "The rank is 16."}
+    hints = {
+        1 / 32: "There are 32 layers.",
+        1 / 16: "The rank is 16.",
+        1e6: "It is asked in millions.",
+        45.09 / 41.94: "k and v have 8 heads of 128, not 32: they go from 4,096 to 1,024.",
+    }
     compare(exercise, "FACTORS", n_factors / 1e6, hints)
     hints = {
         2.0: "Factors are float32 already: there are no masters beside them.",

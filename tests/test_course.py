@@ -52,6 +52,8 @@ MISTAKES = [
     (1, 'f"{seed} {row_id}"', 'f"{seed}"', "The row's id belongs"),
     (1, 'f"{seed} {row_id}"', 'f"{seed} {len(self.generators)}"', "other tokens beside other rows"),
     (1, 'f"{seed} {row_id}"', 'f"{row_id}"', "the seed belongs"),
+    (1, 'hashlib.sha256(f"{seed} {row_id}".encode()).digest()', 'hash((seed, row_id)).to_bytes(8, "big", signed=True)',
+        "another process"),
     (1, "return torch.stack(noisy)", "return torch.stack(noisy).argmax(-1)", "the argmax over the vocabulary"),
     (2, "critique).lower()", "critique)", "read_verdict"),
     (2, "behind = plain[headings[-1].end() :].strip()", "behind = plain.strip()",
@@ -91,6 +93,7 @@ MISTAKES = [
     (7, "GRADIENTS = 2 * LANGUAGE", "GRADIENTS = 2 * 8.08e9", "are frozen"),
     (7, "(4 + 4 + 4 + 4) * LANGUAGE", "(4 + 4) * LANGUAGE", "Two moments alone"),
     (7, "8 * 128, 16", "32 * 128, 16", "8 heads, not 32"),
+    (7, "2 * (HIDDEN + KEYS)", "2 * (HIDDEN + HIDDEN)", "8 heads of 128, not 32"),
     (7, "ADAMW_OF_FACTORS = 8 *", "ADAMW_OF_FACTORS = 16 *", "no masters beside them"),
     (7, '"1 x 24 GB": False, "2 x 80 GB": False', '"1 x 24 GB": False, "2 x 80 GB": True', "the fullest of 2"),
 ]  # fmt: skip

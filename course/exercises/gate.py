@@ -19,7 +19,8 @@ def read_verdict(critique: str) -> list[str] | None:
     """Read which error types a critique names, behind its last "Errors:".
 
     Returns:
-        their names; [] if it says that there is no error; None if it says neither
+        their names; [] if it says that there is no error, in a sentence of its own perhaps; None
+        if it says neither
     """
     raise NotImplementedError
 

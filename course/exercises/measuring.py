@@ -7,7 +7,7 @@ Level 3 of 3, about 60 minutes. Check it: python -m course.check 6
 def interval(correct: list[bool], videos: list[str], n_draws: int, seed: int) -> tuple:
     """Bootstrap the 95% interval of the share of right answers, over videos.
 
-    Answers about one video are right or wrong together: draw whole videos, as many as there are,
+    Answers about one video may be right or wrong together: draw whole videos, as many as there are,
     with replacement; n_draws times. The interval leaves out 2.5% of the shares on each side.
 
     Args:

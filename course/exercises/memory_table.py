@@ -17,7 +17,7 @@ ADAMW = None  # masters, the gradients that AdamW reads, and two moments
 CACHE = None
 
 # --tune lora --lora-rank 16: factors beside q, k, v, o, gate, up and down of each of 32 layers
-FACTORS = None  # how many numbers they have, in millions
+FACTORS = None  # how many numbers they have in all, in millions
 ADAMW_OF_FACTORS = None
 
 # Which of these hold the training? (True or False, for each.) Activations come on top of what you

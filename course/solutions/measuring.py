@@ -1,4 +1,4 @@
-"""Solution of lesson 6; the figures are those of `make loop` and of the lesson's commands."""
+"""Solution of lesson 6, but for three figures, which are those of your own runs: fill them in."""
 
 import math
 import random
