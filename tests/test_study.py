@@ -11,7 +11,7 @@ import pytest
 import common
 from conftest import MODEL
 from shapes import world
-from tools import study, study_record, study_tables, study_variants
+from tools import misread, study, study_record, study_tables, study_variants
 from tools.study_record import Key, Run
 
 # Forty answers to questions about one video, each with its critique
@@ -251,6 +251,25 @@ def test_a_variant_is_compared_with_the_paper_run_by_run_and_with_its_teacher():
     assert on_one == ["0", "other", "2", "+0.020 +- 0.010", "+0.010 +- 0.000", "0.011"]
     with_itself = study_tables.compare(figures, "paper", 0)
     assert with_itself == ["0", "paper", "2", "+0.000 +- 0.000", "-0.010 +- 0.010", "0.000"]
+
+
+def test_misread_shapes_by_hand(tmp_path, monkeypatch, capsys):
+    """Of three lists one is right, one takes a square for a circle, one leaves a shape out. Where an answer was
+    revised, the revision counts; a question of another type does not."""
+    assert doctest.testmod(misread) == (0, 1)
+    truth = {"task": "objects", "options": ["a red square and a blue circle."], "answer": 0}
+    rows = [
+        truth | {"id": "1", "video": "v", "initial": "a blue circle and a red square."},
+        truth | {"id": "2", "video": "v", "initial": "a blue circle.", "revised": "a red circle and a blue circle."},
+        truth | {"id": "3", "video": "v", "initial": "a red square."},
+        truth | {"id": "4", "video": "v", "initial": "two.", "task": "count"},
+    ]
+    common.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    monkeypatch.setattr("sys.argv", ["misread", str(tmp_path / "pairs.jsonl")])
+    misread.main()
+    printed = capsys.readouterr().out.splitlines()[1:]
+    counted = {line[:26].strip(): int(line[26:]) for line in printed}
+    assert counted == {"lists of objects": 3, "wrong": 2, "left out": 1, "square read as circle": 1}
 
 
 # ------------------------------------------------------------------------------
