@@ -13,6 +13,7 @@ version of a recipe is a run of its own, and stands on the board.
 The budget: 800 videos, and 10 minutes of the stages' own time on your machine.
 
 writes   runs/shapes-SEED/                   the world, as make loop SEED=... has it
+         runs/leaderboard/SEED/base/         the base, scored once
          runs/leaderboard/SEED/NAME-VERSION  the run, which resumes
          runs/leaderboard/SEED/board.jsonl   a line for each run, which is printed
 """
@@ -58,9 +59,9 @@ def main():
     videos = [world / name for name in ROUNDS]
     call("bash", "tools/loop.sh", "--model", MODEL, "--videos", *videos, "--run", run, *options)
     last = max(run.glob("round*"), key=lambda path: int(path.name.removeprefix("round")))
-    score(MODEL, world / "test", run / "base", revise=True)
+    score(MODEL, world / "test", board / "base", revise=True)
     score(last / "model", world / "test", last, revise=False)
-    entry = describe(run, last)
+    entry = describe(run, last, board / "base")
     common.write_jsonl(board / "board.jsonl", add(board / "board.jsonl", entry))
     print_board(board / "board.jsonl")
 
@@ -109,9 +110,9 @@ def score(model, benchmark: Path, output: Path, revise: bool):
             source = target
 
 
-def describe(run: Path, last: Path) -> dict:
-    """Describe a run as a line of the board."""
-    base = report.describe_scores(run / "base", report.read_scores(run / "base"))
+def describe(run: Path, last: Path, scored_base: Path) -> dict:
+    """Describe a run, whose last round is `last`, as a line of the board."""
+    base = report.describe_scores(scored_base, report.read_scores(scored_base))
     final = report.describe_scores(last, report.read_scores(last))
     videos = set()
     seconds = 0.0

@@ -20,7 +20,7 @@ import generate
 import prompts
 import refine
 from conftest import MODEL
-from course import bugs, check, leaderboard, lesson0, lesson2, lesson6, shuffle
+from course import bugs, check, leaderboard, lesson0, lesson2, lesson6, ready, shuffle
 from course.exercises import find_bugs, gate, guess, loss, measuring, memory_table, noise, packing
 from course.solutions import find_bugs as find_bugs_solution
 from course.solutions import gate as gate_solution
@@ -31,6 +31,7 @@ from course.solutions import memory_table as memory_solution
 from course.solutions import noise as noise_solution
 from course.solutions import packing as packing_solution
 from shapes import world
+from tools import report
 
 ROOT = Path(__file__).parent.parent
 SOLUTIONS = {
@@ -131,6 +132,56 @@ def test_guesses_stand_beside_the_run(tmp_path, monkeypatch, capsys):
     code, said = run(0, guess_solution, capsys)
     assert code == 0
     assert re.search(r"right after round 1 +0.906 +0.950", said)
+
+
+def test_ready_files_come_back_on_another_machine(tmp_path, monkeypatch):
+    """All but the weights; the videos are below the repository of whoever unpacks them."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    run = here / "runs" / "loop"
+    write_loop(run)
+    (run / "round1" / "model").mkdir()
+    (run / "round1" / "model" / "model.safetensors").write_text("weights")
+    meta = {"root": f"{here}/runs/shapes/round1", "directory": f"{here}", "stage": "refine.py"}
+    common.write_json(common.meta_path(run / "round1" / "pairs.jsonl"), meta)
+
+    monkeypatch.setattr(ready, "ROOT", here)
+    ready.pack(run, tmp_path / "ready.tar.xz")
+    monkeypatch.setattr(ready, "ROOT", there)
+    unpacked = there / "runs" / "loop"
+    ready.unpack(tmp_path / "ready.tar.xz", unpacked)
+
+    came = common.read_json(common.meta_path(unpacked / "round1" / "pairs.jsonl"))
+    assert came == {"root": f"{there}/runs/shapes/round1", "directory": f"{there}", "stage": "refine.py"}
+    for file in ("round1/pairs.jsonl", "round4/eval/results.json", "round3/eval/predictions.jsonl"):
+        assert (unpacked / file).read_bytes() == (run / file).read_bytes()
+    assert not list(unpacked.rglob("*.safetensors"))
+
+    (run / "round4" / "eval" / "results.json").unlink()
+    with pytest.raises(common.InputError, match="no finished run"):
+        ready.pack(run, tmp_path / "ready.tar.xz")
+
+
+def test_ready_files_are_a_run_of_the_base_of_today(tmp_path, monkeypatch, capsys):
+    """Else they are to be packed anew, from a new `make loop`."""
+    ready.unpack(ready.ARCHIVE, tmp_path / "loop")
+    [content] = common.read_keys(common.meta_path(tmp_path / "loop" / "round1" / "responses.jsonl"), "content")
+    assert content["model"] == common.fingerprint(*common.model_directories("shapes/model"))
+    metas = list((tmp_path / "loop").rglob("*.meta.json"))
+    assert len(metas) == 5 * 3 + 4 * 4  # answers, critiques, pairs of five models; what four rounds made
+    for path in metas:
+        assert "/" not in [str(word)[:1] for word in common.read_json(path)["arguments"].values()], path
+
+    monkeypatch.setattr(lesson0, "RUN", tmp_path / "loop")
+    lesson0.check_guesses(guess_solution)
+    report.report_loop(tmp_path / "loop")
+    assert re.search(r"share of the closable gap: \d+%", capsys.readouterr().out)
+
+
+def test_ready_files_do_not_replace_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(ready, "RUN", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ready.py"])
+    with pytest.raises(common.InputError, match="is there already"):
+        ready.main()
 
 
 def test_claims_of_lesson_6_need_their_controls(tmp_path, monkeypatch, capsys):
