@@ -32,7 +32,7 @@ lint: .venv/ready-dev
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .
 
 study: .venv/ready-dev
-	.venv/bin/python -m tools.study --bases $(or $(BASES),0) --seeds $(or $(SEEDS),3)
+	.venv/bin/python -m tools.study --bases $(or $(BASES),0) --seeds $(or $(SEEDS),1 2 3)
 
 # A server without libGL cannot import OpenCV's desktop build; the headless build of the same version has all that is used here.
 .venv/ready: requirements.txt

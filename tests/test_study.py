@@ -38,6 +38,11 @@ def test_the_study_trains_as_the_loop_does():
     assert f"{name} {value}\n" in script
 
 
+def test_make_study_runs_all_loop_seeds():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    assert re.search(r"--seeds \$\(or \$\(SEEDS\),([\d ]+)\)", makefile)[1] == " ".join(map(str, study.SEEDS))
+
+
 # ------------------------------------------------------------------------------
 # What a control changes
 
@@ -224,8 +229,8 @@ def test_tables_and_plot_of_made_up_figures(tmp_path, capsys):
     rounds = " | ".join(["0.700 +- 0.100"] * 4)  # of 0.6, 0.7, 0.8
     assert f"| paper | 0.500 | {rounds} |" in printed
     assert "| sft |  | 0.75 +- 0.07 | 0.70 +- 0.10 |" in printed  # of 0.7, 0.8; the base has no pairs
-    assert "| sft-matched | 405 +- 7 | 0.850 +- 0.071 |" in printed
-    assert "| paper | 1 +- 0 | 0.700 +- 0.100 |" in printed  # one round: rows, accuracy
+    assert "| sft-matched | 2 | 405 +- 7 | 0.850 +- 0.071 |" in printed
+    assert "| paper | 3 | 1 +- 0 | 0.700 +- 0.100 |" in printed  # one round: seeds, rows, accuracy
     assert "| the base's revisions | 0.900 | 0.300 |" in printed  # in all, cause
     assert "| 0.800 +- 0.000 | 0.500 +- 0.000 |\n" in printed  # relation, hard
 
@@ -253,23 +258,51 @@ def test_a_variant_is_compared_with_the_paper_run_by_run_and_with_its_teacher():
     assert with_itself == ["0", "paper", "2", "+0.000 +- 0.000", "-0.010 +- 0.010", "0.000"]
 
 
-def test_misread_shapes_by_hand(tmp_path, monkeypatch, capsys):
+def test_misread_shapes_by_hand():
     """Of three lists one is right, one takes a square for a circle, one leaves a shape out. Where an answer was
     revised, the revision counts; a question of another type does not."""
     assert doctest.testmod(misread) == (0, 1)
     truth = {"task": "objects", "options": ["a red square and a blue circle."], "answer": 0}
     rows = [
-        truth | {"id": "1", "video": "v", "initial": "a blue circle and a red square."},
-        truth | {"id": "2", "video": "v", "initial": "a blue circle.", "revised": "a red circle and a blue circle."},
-        truth | {"id": "3", "video": "v", "initial": "a red square."},
-        truth | {"id": "4", "video": "v", "initial": "two.", "task": "count"},
+        truth | {"initial": "a blue circle and a red square."},
+        truth | {"initial": "a blue circle.", "revised": "a red circle and a blue circle."},
+        truth | {"initial": "a red square."},
+        truth | {"initial": "two.", "task": "count"},
     ]
-    common.write_jsonl(tmp_path / "pairs.jsonl", rows)
-    monkeypatch.setattr("sys.argv", ["misread", str(tmp_path / "pairs.jsonl")])
+    counted = misread.count_mistakes(rows)
+    assert counted == {"lists of objects": 3, "wrong lists": 2, "left out": 1, "square read as circle": 1}
+
+
+def test_wrong_answers_by_what_the_base_said(tmp_path, monkeypatch, capsys):
+    """Four of five answers are wrong. To these questions the base was right at first, right after its revision, wrong
+    in both, and right until its revision spoiled it."""
+    question = {"benchmark": "shapes", "video": "v", "task": "motion", "options": ["it moves left."], "answer": 0}
+    right, wrong = "it moves left.", "it moves up."
+    base = [
+        question | {"id": "1", "initial": right},
+        question | {"id": "2", "initial": wrong, "revised": right},
+        question | {"id": "3", "initial": wrong, "revised": wrong},
+        question | {"id": "4", "initial": right, "revised": wrong},
+        question | {"id": "5", "initial": wrong},
+    ]
+    later = [question | {"id": f"{number}", "initial": wrong} for number in (1, 2, 3, 4)]
+    later.append(question | {"id": "5", "initial": right})
+    assert misread.count_lost(later, base) == {
+        "wrong answers": 4,
+        "the base had it right at first": 2,
+        "only after its revision": 1,
+        "wrong in the base's revision too": 1,
+    }
+
+    common.write_jsonl(tmp_path / "pairs.jsonl", base)
+    unreadable = {key: value for key, value in question.items() if key != "initial"} | {
+        "id": "6",
+        "dropped": "no_video",
+    }
+    common.write_jsonl(tmp_path / "predictions.jsonl", [*later, unreadable])
+    monkeypatch.setattr("sys.argv", ["misread", str(tmp_path / "pairs.jsonl"), str(tmp_path / "predictions.jsonl")])
     misread.main()
-    printed = capsys.readouterr().out.splitlines()[1:]
-    counted = {line[:26].strip(): int(line[26:]) for line in printed}
-    assert counted == {"lists of objects": 3, "wrong": 2, "left out": 1, "square read as circle": 1}
+    assert re.search(r"wrong answers +4\n", capsys.readouterr().out)
 
 
 # ------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Which shapes does a model misread? Its lists of objects, beside what is in the videos.
+"""What is still wrong after the loop? Answers to the tiny world's benchmark, beside the base's.
 
     python -m tools.misread runs/loop/base/eval/pairs.jsonl runs/loop/round4/eval/predictions.jsonl
 
-Reads answers to a benchmark of the tiny world, or their revisions where rows
-have one, and counts what is wrong in those that list objects. The kind of a
-shape is misread where a list has the right color with another kind. What is
-misread after training as before, and when the base looks twice, is no habit: it
-is what the model cannot see.
+Two tables. The first looks at lists of objects: does an answer (or its revision,
+where a row has one) leave a shape out, add one, or get the kind of a shape
+wrong, such as a circle for a square of the same color?
+
+The second takes the wrong answers of all files but the first, and says which of
+these questions the first file, of the base with its revisions, had right: those
+are not lost because nobody could see the truth.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import common
+import evaluate
 from shapes import world
 from tools import report
 
@@ -42,28 +45,61 @@ def find_mistakes(truth: str, said: str) -> list[str]:
 
 def count_mistakes(rows: list[dict]) -> dict[str, int]:
     """Count, over the rows of a benchmark that ask for a list of objects, what is wrong in it."""
-    lists = [row for row in rows if row.get("task") == "objects"]
+    lists = [row for row in rows if row["task"] == "objects"]
     mistakes = Counter()
     n_wrong = 0
     for row in lists:
         found = find_mistakes(row["options"][row["answer"]], row.get("revised", row["initial"]))
         mistakes.update(found)
         n_wrong += bool(found)
-    return {"lists of objects": len(lists), "wrong": n_wrong} | dict(sorted(mistakes.items()))
+    return {"lists of objects": len(lists), "wrong lists": n_wrong} | dict(sorted(mistakes.items()))
+
+
+def is_right(row: dict, said: str) -> bool:
+    """Tell whether what is said answers a benchmark's question."""
+    return evaluate.parse_reply(row, said) == row["answer"]
+
+
+def count_lost(rows: list[dict], base_rows: list[dict]) -> dict[str, int]:
+    """Count the wrong answers, by what the base said to the same questions.
+
+    Args:
+        rows: of which the answer counts, or the revision where there is one
+        base_rows: with `initial` and, where the base's critic found an error, `revised`
+    """
+    of_base = {row["id"]: row for row in base_rows}
+    counts = Counter({"wrong answers": 0})
+    for row in rows:
+        if row["id"] not in of_base or is_right(row, row.get("revised", row["initial"])):
+            continue
+        counts["wrong answers"] += 1
+        base = of_base[row["id"]]
+        if is_right(base, base["initial"]):
+            counts["the base had it right at first"] += 1
+        elif is_right(base, base.get("revised", base["initial"])):
+            counts["only after its revision"] += 1
+        else:
+            counts["wrong in the base's revision too"] += 1
+    return dict(counts)
 
 
 def main():
-    """Print a column of counts for each file."""
+    """Print both tables, with a column for each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     parser.add_argument(
         "answers", nargs="+", type=Path, help="predictions.jsonl or pairs.jsonl of a benchmark"
     )
     files = parser.parse_args().answers
-    columns = []
+    names = ["/".join(file.parts[-3:]) for file in files]
+    of_files = []
     for file in files:
-        rows = common.read_jsonl(file, ("task", "options", "answer", "initial"))
-        columns.append(count_mistakes(rows))
-    report.print_table(["/".join(file.parts[-3:]) for file in files], columns)
+        rows = common.read_jsonl(file, ("id", "task", "options", "answer"))
+        of_files.append([row for row in rows if "initial" in row])  # not of an unreadable video
+    report.print_table(names, [count_mistakes(rows) for rows in of_files])
+    if len(files) > 1:
+        print()
+        first, *others = of_files
+        report.print_table(names[1:], [count_lost(rows, first) for rows in others])
 
 
 if __name__ == "__main__":

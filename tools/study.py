@@ -52,7 +52,7 @@ from tools.study_record import (
     write_record,
 )
 from tools.study_tables import BENCHMARKS, measure, measure_scores, plot, print_tables
-from tools.study_variants import FIRST, ONE_ROUND, VARIANTS, Variant
+from tools.study_variants import ALL, FIRST, ONE_ROUND, VARIANTS, Variant
 
 SEEDS = [1, 2, 3]  # of the loop
 ROUNDS = (1, 2, 3, 4)
@@ -136,7 +136,11 @@ def name_first(variant: Variant) -> str:
 
 
 def is_as_the_paper_at_first(variant: Variant) -> bool:
-    """Say whether a variant's first round is that of the paper's loop: no earlier one is there."""
+    """Say whether a variant's first round is that of the paper's loop.
+
+    Replay, averages and the base as critic differ in later rounds alone: in the first one there are
+    no earlier pairs or models, and the base is the model.
+    """
     return (variant.loss, variant.gate, variant.change) == ("sigmoid", "critic", None)
 
 
@@ -394,7 +398,8 @@ def plan_phases(
             later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
 
     trainings = [run for run in runs if run.variant in ONE_ROUND]
-    for seed in sorted({run.seed for run in trainings}):
+    of_all = [run for run in trainings if ONE_ROUND[run.variant].source == ALL]
+    for seed in sorted({run.seed for run in of_all}):
         directory = run_directory(output, Run(0, "all", seed))
         begin.append(Job(make_all_pairs, (seed, bases[0], directory)))
     for run in trainings:

@@ -202,7 +202,7 @@ def print_tables(figures: dict, one_round: dict[str, list[dict]]):
 
 def print_accuracy(figures, base):
     """Print the accuracy on dev by variant and round, and that of the base's own revisions."""
-    n_seeds = len({seed for _, _, seed in figures})
+    n_seeds = len({seed for of, _, seed in figures if of == base})
     rows = []
     for variant in list_variants(figures, base):
         rows.append([variant, *by_round(figures, variant, "accuracy", base=base)])
@@ -218,7 +218,8 @@ def print_accuracy(figures, base):
 def print_comparison(figures):
     """Print by variant how much better it ends than the paper's loop, and than its teacher."""
     rows = []
-    for base in (*list_bases(figures), None):
+    bases = list_bases(figures)
+    for base in bases if len(bases) == 1 else [*bases, None]:
         for variant in list_variants(figures, base):
             rows.append(compare(figures, variant, base))
     print_rows(
@@ -292,13 +293,13 @@ def print_one_round(figures, one_round):
             continue
         n_rows = select(figures, variant, 1, "pairs")
         accuracies = select(figures, variant, 1, "accuracy")
-        rows.append([variant, spread(n_rows, 0), spread(accuracies)])
+        rows.append([variant, f"{len(n_rows)}", spread(n_rows, 0), spread(accuracies)])
     for name, seeds in one_round.items():
         n_rows = [each["pairs"] for each in seeds]
         accuracies = [each["accuracy"] for each in seeds]
-        rows.append([name, spread(n_rows, 0), spread(accuracies)])
-    title = "one round: rows that are trained on, accuracy on dev"
-    print_rows(title, ["", "rows", "accuracy"], rows)
+        rows.append([name, f"{len(seeds)}", spread(n_rows, 0), spread(accuracies)])
+    title = "one round: loop seeds, rows that are trained on, accuracy on dev"
+    print_rows(title, ["", "seeds", "rows", "accuracy"], rows)
 
 
 def print_figure(figures, name, digits):
