@@ -72,7 +72,10 @@ def pack(run: Path, archive: Path):
             shutil.copy(file, copy)
             if file.name.endswith(".meta.json"):
                 meta = common.read_json(file)
-                root = Path(meta["root"]).relative_to(ROOT).as_posix()
+                root = Path(meta["root"])
+                if not root.is_relative_to(ROOT):
+                    raise common.InputError(f"{file}: its videos are in {root}, outside of {ROOT}")
+                root = root.relative_to(ROOT).as_posix()
                 common.write_json(copy, meta | {"root": root, "directory": "."})
         with tarfile.open(archive, "w:xz") as tar:
             tar.add(directory, arcname=run.name, filter=without_owner)

@@ -156,6 +156,8 @@ def test_ready_files_come_back_on_another_machine(tmp_path, monkeypatch):
         assert (unpacked / file).read_bytes() == (run / file).read_bytes()
     assert not list(unpacked.rglob("*.safetensors"))
 
+    with pytest.raises(common.InputError, match="outside of"):  # as seen from there
+        ready.pack(run, tmp_path / "again.tar.xz")
     (run / "round4" / "eval" / "results.json").unlink()
     with pytest.raises(common.InputError, match="no finished run"):
         ready.pack(run, tmp_path / "ready.tar.xz")

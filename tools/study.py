@@ -63,7 +63,8 @@ EPOCHS = 2
 LRS = (1e-4, 2e-5, 1e-5, 5e-6)  # one a round
 TOGETHER = ("--videos-per-batch", 4)
 
-BASE = Path("shapes/model")
+BASE = Path("shapes/model")  # of seed 0
+SISTERS = Path("shapes/sisters")  # bases of other seeds that come with the repository
 VIDEOS = Path("runs/shapes")  # as python -m shapes.world writes them
 MORE_VIDEOS = Path("runs/shapes600")  # the same world, with 600 videos a round
 
@@ -294,14 +295,16 @@ def make_seen(n: int = 38):
 
 
 def make_bases(seeds: list[int], directory: Path) -> dict[int, Path]:
-    """Make base models from other seeds where they are missing; seed 0 is the shipped one.
+    """Find the base models of these seeds, and make those that do not come with the repository.
 
     Returns:
         {seed: directory of the model}
     """
     bases = {}
     for seed in seeds:
-        path = directory / "bases" / f"{seed}" if seed else BASE
+        path = SISTERS / f"{seed}" if seed else BASE
+        if not path.exists():
+            path = directory / "bases" / f"{seed}"
         if not (path / "training.json").exists():  # the last file that is written
             command = [sys.executable, "-m", "shapes.pretrain", path, "--seed", f"{seed}"]
             subprocess.run(command, check=True)
@@ -484,7 +487,8 @@ def parse_args():
         nargs="+",
         default=[0],
         metavar="SEED",
-        help="of the base models; 0 is shapes/model, others are pretrained for an hour each",
+        help="of the base models; 0 is shapes/model, shapes/sisters has others, and those that it "
+        "lacks are pretrained for an hour or two each",
     )
     add(
         "--seeds",
