@@ -95,7 +95,8 @@ def call(*words):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
     done = subprocess.run([*map(str, words)], cwd=ROOT, env=environment, check=False)
     if done.returncode:
-        raise common.InputError(f"{words[1]} failed; what it said is above")
+        name = words[2] if words[1] == "-m" else words[1]
+        raise common.InputError(f"{name} failed; what it said is above")
 
 
 def score(model, benchmark: Path, output: Path, revise: bool):

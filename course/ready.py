@@ -12,13 +12,13 @@ writes   runs/loop/, runs/shapes/
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
 import common
+from course.leaderboard import call
 
 ROOT = Path(common.__file__).resolve().parent
 ARCHIVE = ROOT / "course" / "ready.tar.xz"
@@ -39,7 +39,7 @@ def main():
             f"To have the ready files in its place, move it away: mv {RUN} runs/mine"
         )
     if not (WORLD / "test" / "questions.json").exists():  # the last file that is written
-        subprocess.run([sys.executable, "-m", "shapes.world", WORLD], check=True)
+        call(sys.executable, "-m", "shapes.world", WORLD)
     unpack(ARCHIVE, RUN)
     print(
         f"{RUN} is as `make loop` leaves it, without its models' weights.\n"

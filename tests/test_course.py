@@ -224,6 +224,15 @@ def test_shuffled_pairs_are_the_same_pairs(tmp_path, monkeypatch):
     assert [{row["chosen"], row["rejected"]} for row in shuffled] == [{row["chosen"], row["rejected"]} for row in pairs]
 
 
+def test_the_course_needs_no_package_that_make_loop_does_not_install():
+    """Whoever has run `make loop` has no matplotlib: importing each module of the course in a new process must not."""
+    names = [f"course.{path.stem}" for path in sorted((ROOT / "course").glob("*.py"))]
+    code = "import importlib, sys; sys.modules['matplotlib'] = None\n"
+    code += f"for name in {names}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_recipe_may_not_change_what_is_the_same_for_all(tmp_path):
     recipe = tmp_path / "mine.txt"
     recipe.write_text("# three rounds\n--rounds 3 --lrs 1e-4 2e-5 1e-5  # smaller every round\n-- --beta 1 --run x\n")

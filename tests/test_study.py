@@ -38,6 +38,10 @@ def test_the_study_trains_as_the_loop_does():
     assert f"{name} {value}\n" in script
 
 
+def test_a_sister_comes_with_the_repository(tmp_path):
+    assert study.make_bases([0, 1], tmp_path) == {0: study.BASE, 1: study.SISTERS / "1"}
+
+
 def test_make_study_runs_all_loop_seeds():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     assert re.search(r"--seeds \$\(or \$\(SEEDS\),([\d ]+)\)", makefile)[1] == " ".join(map(str, study.SEEDS))

@@ -6,7 +6,7 @@
     python -m tools.study --record docs/study.jsonl --only paper    # docs/study.md's tables
 
 All in the tiny world. At the end the tables are printed and the plot is
-written (tools/study_tables.py). The stages run as they are, with the recipe
+written (tools/study_tables.py, study_plot.py). The stages run as they are, with the recipe
 of shapes/recipes/paper.txt; what a variant changes of it is in
 tools/study_variants.py, and is listed below. Run it again: it resumes.
 
@@ -43,6 +43,7 @@ import generate
 import refine
 from shapes import world
 from tools.average import average
+from tools.study_plot import plot
 from tools.study_record import (
     Key,
     Run,
@@ -51,7 +52,7 @@ from tools.study_record import (
     read_record,
     write_record,
 )
-from tools.study_tables import BENCHMARKS, measure, measure_scores, plot, print_tables
+from tools.study_tables import BENCHMARKS, measure, measure_scores, print_tables
 from tools.study_variants import ALL, FIRST, ONE_ROUND, VARIANTS, Variant
 
 SEEDS = [1, 2, 3]  # of the loop
