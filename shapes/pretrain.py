@@ -286,11 +286,17 @@ def token_targets(shapes: list):
             if frame < shape.appears:
                 continue
             x, y = texts.place(shape, frame)
-            token = y * GRID // CELLS * GRID + x * GRID // CELLS
+            token = find_token(shape, frame)
             color = list(world.COLORS).index(shape.color) + 1
             kind = world.KINDS.index(shape.kind) + 1
             targets[row, token] = torch.tensor([color, kind, x, y])
     return targets
+
+
+def find_token(shape: world.Shape, frame: int) -> int:
+    """Find which token of a frame is of the part that a shape's centre is in."""
+    x, y = texts.place(shape, frame)
+    return int(y * GRID // CELLS * GRID + x * GRID // CELLS)
 
 
 def shares_right(logits, targets) -> list[float]:
