@@ -102,14 +102,31 @@ def test_revisions_that_pass_the_gate_and_those_that_do_not():
     assert set.union(*drawn) == {"1", "2", "3", "4"}  # of all revisions
 
 
-def test_the_labelled_bound_takes_the_worlds_answers_and_no_question_that_the_world_does_not_ask():
-    known = ROWS[0] | {"question": "how many shapes are there?", "dropped": "unchanged"}
-    unknown = ROWS[1] | {"question": "what is it that I see?"}
-    [row] = study_variants.take_truth([known, unknown], 0)
-    items = world.all_questions(world.make_scene(0, "round1", 1))["count"]
-    [truth] = [item["answer"] for item in items if item["question"] == known["question"]]
-    assert (row["chosen"], row["rejected"]) == (truth, known["initial"])
-    assert "dropped" not in row
+def test_the_labelled_bound_asks_the_worlds_questions_about_the_same_videos():
+    """Two rows about one video and one about another: six types of question about each of the two."""
+    rows = [ROWS[0], ROWS[1], ROWS[2] | {"video": "round2/round2_0005.mp4"}]
+    labelled = study_variants.ask_the_world(rows, 0)
+    assert [row["video"] for row in labelled] == ["round1_0001.mp4"] * 6 + ["round2/round2_0005.mp4"] * 6
+    assert len({row["id"] for row in labelled}) == 12
+    for row in labelled:
+        split, index = ("round1", 1) if row["video"] == "round1_0001.mp4" else ("round2", 5)
+        items = itertools.chain(*world.all_questions(world.make_scene(0, split, index)).values())
+        [truth] = [item["answer"] for item in items if item["question"] == row["question"]]
+        assert row["chosen"] == truth
+
+
+def test_the_answers_that_the_critic_let_pass_are_learned_as_they_are():
+    rows = [
+        ROWS[0] | {"chosen": "two.", "rejected": "one."},
+        ROWS[1] | {"dropped": "no_error_found"},
+        ROWS[2] | {"dropped": "unchanged", "revised": ROWS[2]["initial"]},
+        ROWS[3] | {"dropped": "bad_question"},
+    ]
+    pair, passed, repeated, bad = study_variants.take_passed(rows)
+    assert (pair, bad) == (rows[0], rows[3])
+    assert passed == ROWS[1] | {"chosen": "answer 1.", "rejected": "answer 1."}
+    assert (repeated["chosen"], repeated["rejected"]) == ("answer 2.", "answer 2.")
+    assert "dropped" not in repeated
 
 
 def test_the_rows_of_the_first_rounds():
@@ -125,7 +142,7 @@ def test_a_variant_begins_with_the_answers_to_the_same_videos():
     assert study.name_first(study.VARIANTS["average"]) == "paper"
     assert study.name_first(study.VARIANTS["replay-600"]) == "paper-600"
     same = [name for name, variant in study.VARIANTS.items() if study.is_as_the_paper_at_first(variant)]
-    own = {"sft", "sft-all", "sft-all-replay", "no-gate", "shuffled", "second-sample"}
+    own = {"sft", "sft-all", "sft-all-replay", "nll", "nll-replay", "no-gate", "shuffled", "second-sample"}
     assert set(same) == set(study.VARIANTS) - own
 
 

@@ -53,7 +53,7 @@ from tools.study_record import (
     write_record,
 )
 from tools.study_tables import BENCHMARKS, measure, measure_scores, print_tables
-from tools.study_variants import ALL, FIRST, ONE_ROUND, VARIANTS, Variant
+from tools.study_variants import ALL, FIRST, ONE_ROUND, VARIANTS, OneRound, Variant
 
 SEEDS = [1, 2, 3]  # of the loop
 ROUNDS = (1, 2, 3, 4)
@@ -90,9 +90,11 @@ def run_round(name: str, loop_seed: int, base: Path, run: Path, n: int):
     make_pairs(variant, seed, base, before, out)
     if variant.replay:
         pairs = [run / f"round{number}" / "edited.jsonl" for number in range(1, n + 1)]
-        train(variant.loss, base, pairs, out / "model", LRS[0], seed)
+        start, lr = base, LRS[0]
     else:
-        train(variant.loss, before, [out / "edited.jsonl"], out / "model", LRS[n - 1], seed)
+        pairs = [out / "edited.jsonl"]
+        start, lr = before, LRS[n - 1]
+    train(variant, start, pairs, out / "model", seed, lr, EPOCHS)
     if variant.average and n > 1 and not (out / "average").exists():
         trained = [run / f"round{number}" / "model" for number in range(1, n + 1)]
         average(trained, out / "average")
@@ -166,9 +168,19 @@ def make_pairs(variant: Variant, seed: int, base: Path, model: Path, out: Path):
         edit(pairs, out / "edited.jsonl", lambda rows: rows)
 
 
-def train(loss: str, model: Path, pairs: list[Path], output: Path, lr: float, seed: int):
-    """Run dpo.py."""
-    options = ["--loss", loss, "--beta", BETA, "--epochs", EPOCHS, "--lr", lr, "--seed", seed]
+def train(
+    how: Variant | OneRound,
+    model: Path,
+    pairs: list[Path],
+    output: Path,
+    seed: int,
+    lr: float,
+    epochs: int,
+):
+    """Run dpo.py, with the loss of a variant."""
+    options = ["--loss", how.loss, "--beta", BETA, "--epochs", epochs, "--lr", lr, "--seed", seed]
+    if how.nll_weight:
+        options += ["--nll-weight", how.nll_weight]
     run_stage(dpo, model, pairs, output, *options)
 
 
@@ -215,7 +227,8 @@ def run_one_round(name: str, loop_seed: int, base: Path, run: Path):
     trained = []
     for number in range(one.trainings):
         trained.append(run / f"model{number}")
-        train(one.loss, base, [pairs], trained[-1], LRS[0], seed + 100 * number)
+        order = seed + 100 * number
+        train(one, base, [pairs], trained[-1], order, one.lr or LRS[0], one.epochs or EPOCHS)
     model = trained[0]
     if one.trainings > 1:
         model = run / "average"

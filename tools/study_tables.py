@@ -153,13 +153,17 @@ def is_inverted(pair: dict) -> bool | None:
     return is_right(item, pair["rejected"]) and not is_right(item, pair["chosen"])
 
 
+def true_scene(video: str) -> list[world.Shape]:
+    """Make the scene of a video of the rounds again, such as round1_0007.mp4."""
+    split, index = re.search(r"(\w+)_(\d+)\.mp4$", video).groups()
+    return world.make_scene(0, split, int(index))
+
+
 @functools.cache
 def true_items(video: str) -> dict[str, dict]:
-    """Find the truth of a video of the rounds, such as round1_0007.mp4 -> {question: item}."""
-    split, index = re.search(r"(\w+)_(\d+)\.mp4$", video).groups()
-    scene = world.make_scene(0, split, int(index))
+    """Find the truth of a video of the rounds -> {question: item}."""
     by_question = {}
-    for items in world.all_questions(scene).values():
+    for items in world.all_questions(true_scene(video)).values():
         for item in items:
             by_question[item["question"]] = item
     return by_question

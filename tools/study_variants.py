@@ -6,16 +6,20 @@ has one round alone trains the base once, on other rows.
 
 import argparse
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 import common
 import dpo
 import generate
 import prompts
 import vlm
-from tools.study_tables import true_items
+from shapes import world
+from tools.study_tables import true_scene
 
 
 class Variant(NamedTuple):
@@ -28,6 +32,7 @@ class Variant(NamedTuple):
     by_base: bool = False  # the base criticises and revises, in place of the round's model
     replay: bool = False  # every round trains the base anew, on the pairs of all rounds so far
     average: bool = False  # a round's model is the mean of all that were trained so far
+    nll_weight: float = 0.0  # of dpo.py
     change: Callable | None = None  # (rows of refine.py, seed, model, root of videos) -> rows
     on_all_bases: bool = False
 
@@ -39,6 +44,9 @@ class OneRound(NamedTuple):
     source: str  # file of pairs, below the directory of the loop seed
     choose: Callable  # (its rows, seed) -> rows
     loss: str = "sigmoid"
+    nll_weight: float = 0.0
+    lr: float | None = None  # None: as in the loop's first round
+    epochs: int | None = None  # None: as in the loop
     trainings: int = 1  # each in its own order; of several, the mean of the weights is scored
 
 
@@ -128,14 +136,41 @@ def take_unflagged(rows: list[dict], seed: int) -> list[dict]:
     return [row for row in rows if not passes_gate(row)]
 
 
-def take_truth(rows: list[dict], seed: int) -> list[dict]:
-    """Choose what the world knows to be true, for all questions that it would ask itself."""
-    labelled = []
+def take_passed(rows: list[dict], *_) -> list[dict]:
+    """Make a pair of every answer that the critic let pass, or that was revised to itself.
+
+    Both sides are the answer: what a preference loss takes from it is constant, so it is learned by
+    cross-entropy alone.
+    """
+    taken = []
     for row in rows:
-        item = true_items(row["video"]).get(row.get("question"))
-        if item is not None and "initial" in row:
+        if row.get("dropped") in ("no_error_found", "unchanged"):
             kept = {key: value for key, value in row.items() if key != "dropped"}
-            labelled.append(kept | {"chosen": item["answer"], "rejected": row["initial"]})
+            taken.append(kept | {"chosen": row["initial"], "rejected": row["initial"]})
+        else:
+            taken.append(row)
+    return taken
+
+
+def ask_the_world(rows: list[dict], seed: int) -> list[dict]:
+    """Replace the rows by the world's own questions about the same videos, with the true answers.
+
+    There are as many about each video as there are types of questions; over all videos the answers
+    are balanced, as in a benchmark (world.pick).
+    """
+    rng = np.random.default_rng(seed)
+    seen = Counter()
+    labelled = []
+    for video in dict.fromkeys(row["video"] for row in rows):
+        for item in world.draw_questions(true_scene(video), video, seen, rng):
+            row = {
+                "id": f"{video}/{item['type']}",
+                "video": video,
+                "kind": item["kind"],
+                "question": item["question"],
+                "initial": item["answer"],
+            }
+            labelled.append(row | {"chosen": item["answer"], "rejected": item["answer"]})
     return labelled
 
 
@@ -190,6 +225,15 @@ VARIANTS = {
         replay=True,
         change=take_revisions,
     ),
+    "nll": Variant(
+        "DPO, and cross-entropy on the chosen answers and on those that the critic let pass",
+        nll_weight=1.0,
+        change=take_passed,
+        on_all_bases=True,
+    ),
+    "nll-replay": Variant(
+        "the same, with replay", replay=True, nll_weight=1.0, change=take_passed, on_all_bases=True
+    ),
     "no-gate": Variant(
         "every revision that differs is chosen, whatever the critic said (where it found nothing, "
         "few differ)",
@@ -217,12 +261,29 @@ ONE_ROUND = {
     "sft-800": OneRound(
         "cross-entropy on the chosen answers of the same pairs", ALL, take_rounds(4), loss="sft"
     ),
-    "truth-800": OneRound(
-        "cross-entropy on the true answers to the questions of 800 videos: labelled, so no rival, "
-        "but what there is to be learned",
+    "sft-all-800": OneRound(
+        "cross-entropy, at a rate and for epochs of its own, on the chosen answers and on those "
+        "that the critic let pass",
         ALL,
-        take_truth,
+        take_passed,
         loss="sft",
+        lr=3e-4,
+        epochs=4,
+    ),
+    "nll-800": OneRound(
+        "DPO on the pairs, and cross-entropy on all of these answers",
+        ALL,
+        take_passed,
+        nll_weight=1.0,
+    ),
+    "truth-800": OneRound(
+        "cross-entropy, likewise, on the world's own questions about the 800 videos and their true "
+        "answers: labelled, so no rival, but what there is to be learned",
+        ALL,
+        ask_the_world,
+        loss="sft",
+        lr=3e-4,
+        epochs=4,
     ),
     "sft-matched": OneRound(
         "cross-entropy on as many of all revisions as there are pairs, drawn by lot",
