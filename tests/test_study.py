@@ -102,6 +102,16 @@ def test_revisions_that_pass_the_gate_and_those_that_do_not():
     assert set.union(*drawn) == {"1", "2", "3", "4"}  # of all revisions
 
 
+def test_true_answers_to_the_models_questions_leave_out_what_the_world_does_not_ask():
+    known = ROWS[0] | {"question": "how many shapes are there?", "dropped": "unchanged"}
+    unknown = ROWS[1] | {"question": "what is it that I see?"}
+    [row] = study_variants.take_truth([known, unknown], 0)
+    items = world.all_questions(world.make_scene(0, "round1", 1))["count"]
+    [truth] = [item["answer"] for item in items if item["question"] == known["question"]]
+    assert (row["chosen"], row["rejected"]) == (truth, known["initial"])
+    assert "dropped" not in row
+
+
 def test_the_labelled_bound_asks_the_worlds_questions_about_the_same_videos():
     """Two rows about one video and one about another: six types of question about each of the two."""
     rows = [ROWS[0], ROWS[1], ROWS[2] | {"video": "round2/round2_0005.mp4"}]
