@@ -320,9 +320,10 @@ def test_wrong_answers_by_what_the_base_said(tmp_path, monkeypatch, capsys):
     later.append(question | {"id": "5", "initial": right})
     assert misread.count_lost(later, base) == {
         "wrong answers": 4,
-        "the base had it right at first": 2,
-        "only after its revision": 1,
-        "wrong in the base's revision too": 1,
+        "the base has it right": 1,
+        "its revision spoils it": 1,
+        "right after its revision alone": 1,
+        "wrong both times": 1,
     }
 
     common.write_jsonl(tmp_path / "pairs.jsonl", base)

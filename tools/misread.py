@@ -6,9 +6,9 @@ Two tables. The first looks at lists of objects: does an answer (or its revision
 where a row has one) leave a shape out, add one, or get the kind of a shape
 wrong, such as a circle for a square of the same color?
 
-The second takes the wrong answers of all files but the first, and says which of
-these questions the first file, of the base with its revisions, had right: those
-are not lost because nobody could see the truth.
+The second takes the wrong answers of all files but the first, and counts them by
+whether the first file, of the base with its revisions, has the same questions
+right: at first, after the revision, both times, or never.
 """
 
 import argparse
@@ -22,6 +22,13 @@ from shapes import world
 from tools import report
 
 SHAPE = re.compile(rf"({'|'.join(world.COLORS)}) ({'|'.join(world.KINDS)})")
+
+BY_BASE = {  # was the base right at first, is its revision right
+    (True, True): "the base has it right",
+    (True, False): "its revision spoils it",
+    (False, True): "right after its revision alone",
+    (False, False): "wrong both times",
+}
 
 
 def find_mistakes(truth: str, said: str) -> list[str]:
@@ -68,19 +75,16 @@ def count_lost(rows: list[dict], base_rows: list[dict]) -> dict[str, int]:
         base_rows: with `initial` and, where the base's critic found an error, `revised`
     """
     of_base = {row["id"]: row for row in base_rows}
-    counts = Counter({"wrong answers": 0})
+    counts = {"wrong answers": 0} | dict.fromkeys(BY_BASE.values(), 0)
     for row in rows:
         if row["id"] not in of_base or is_right(row, row.get("revised", row["initial"])):
             continue
         counts["wrong answers"] += 1
         base = of_base[row["id"]]
-        if is_right(base, base["initial"]):
-            counts["the base had it right at first"] += 1
-        elif is_right(base, base.get("revised", base["initial"])):
-            counts["only after its revision"] += 1
-        else:
-            counts["wrong in the base's revision too"] += 1
-    return dict(counts)
+        at_first = is_right(base, base["initial"])
+        revised = is_right(base, base.get("revised", base["initial"]))
+        counts[BY_BASE[at_first, revised]] += 1
+    return counts
 
 
 def main():
