@@ -13,8 +13,8 @@ tools/study_variants.py, and is listed below. Run it again: it resumes.
 A loop seed decides what is sampled and the order of training, not the videos
 or the base. In round 1 all variants of a seed begin with the same answers and
 critiques. Only scoring sees the truth. beta and the learning rates were chosen
-for the paper's loop, on `dev`; the others take them as they are, and those
-that replay take the first round's rate in all rounds.
+for the paper's loop, on `dev`; the others take them as they are where nothing
+else is said, and those that replay take the first round's rate in all rounds.
 """
 
 import argparse

@@ -236,14 +236,13 @@ VARIANTS = {
         replay=True,
         change=take_revisions,
     ),
-    "nll": Variant(
-        "DPO, and cross-entropy on the chosen answers and on those that the critic let pass",
+    "nll-replay": Variant(
+        "DPO, and cross-entropy on the chosen answers and on those that the critic let pass, with "
+        "replay",
+        replay=True,
         nll_weight=1.0,
         change=take_passed,
         on_all_bases=True,
-    ),
-    "nll-replay": Variant(
-        "the same, with replay", replay=True, nll_weight=1.0, change=take_passed, on_all_bases=True
     ),
     "no-gate": Variant(
         "every revision that differs is chosen, whatever the critic said (where it found nothing, "
