@@ -1,6 +1,7 @@
 """tools.probe: does the vision tower see it? Probes on features that are made by hand."""
 
 import numpy as np
+import pytest
 import torch
 
 import common
@@ -75,17 +76,24 @@ def test_the_frames_of_a_shape_are_read_together():
 
 def test_wrong_answers_about_videos_in_which_a_shape_is_misread(tmp_path):
     """Two of four answers are wrong, one of them about a video in which a shape is misread. A revision counts."""
-    right, wrong = "it moves left.", "it moves up."
-    question = {"benchmark": "shapes", "task": "motion", "options": [right], "answer": 0}
+    true, wrong = "it moves left.", "it moves up."
+    question = {"benchmark": "shapes", "task": "motion", "options": [true], "answer": 0}
     rows = [
         question | {"id": "1", "video": "videos/a.mp4", "initial": wrong},
-        question | {"id": "2", "video": "videos/a.mp4", "initial": right},
+        question | {"id": "2", "video": "videos/a.mp4", "initial": true},
         question | {"id": "3", "video": "videos/b.mp4", "initial": wrong},
-        question | {"id": "4", "video": "videos/b.mp4", "initial": wrong, "revised": right},
+        question | {"id": "4", "video": "videos/b.mp4", "initial": wrong, "revised": true},
     ]
     common.write_jsonl(tmp_path / "pairs.jsonl", rows)
-    misread = probe.list_misread({("a.mp4", "red circle"): False, ("b.mp4", "red square"): True})
-    said = probe.describe_answers(tmp_path / "pairs.jsonl", misread)
+    file = tmp_path / "pairs.jsonl"
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "a.mp4").touch()
+    with pytest.raises(common.InputError, match=r"pairs.jsonl: 3 is about no video of .*dev"):
+        probe.read_answers(file, tmp_path)
+
+    (tmp_path / "dev" / "b.mp4").touch()
+    right = {("a.mp4", "red circle"): False, ("b.mp4", "red square"): True}
+    said = probe.describe_answers(file, probe.read_answers(file, tmp_path), right)
     assert "2 wrong answers, 1 of them about the 1 of 2 videos" in said
 
 

@@ -139,6 +139,22 @@ def test_the_answers_that_the_critic_let_pass_are_learned_as_they_are():
     assert "dropped" not in repeated
 
 
+def test_a_training_gets_the_loss_of_its_variant_and_its_own_rate(tmp_path, monkeypatch):
+    """Cross-entropy beside DPO is one option; truth-800 has a loss, a rate and epochs of its own."""
+    said = []
+    monkeypatch.setattr(study, "run_stage", lambda *words: said.append(" ".join(map(str, words[1:]))))
+    study.train(study.VARIANTS["nll-replay"], "base", ["pairs"], tmp_path, seed=1, lr=1e-4, epochs=2)
+    study.train(study.VARIANTS["paper"], "base", ["pairs"], tmp_path, seed=1, lr=1e-4, epochs=2)
+    assert "--loss sigmoid" in said[0] and "--nll-weight 1.0" in said[0]
+    assert "--nll-weight" not in said[1]
+
+    (tmp_path / "seed1" / "all").mkdir(parents=True)
+    common.write_jsonl(tmp_path / "seed1" / "all" / "pairs.jsonl", ROWS[:1])
+    common.write_json(common.meta_path(tmp_path / "seed1" / "all" / "pairs.jsonl"), {})
+    study.run_one_round("truth-800", 1, tmp_path / "base", tmp_path / "seed1" / "truth-800")
+    assert "--loss sft --beta 3 --epochs 4 --lr 0.0003 --seed 11" in said[2]
+
+
 def test_the_rows_of_the_first_rounds():
     rows = [{"video": f"round{number}/round{number}_0007.mp4"} for number in (1, 2, 3, 10)]
     assert study_variants.take_rounds(2)(rows, 0) == rows[:2]

@@ -1,14 +1,14 @@
 """Does the vision tower see it? Probes of what its tokens tell about the shapes.
 
     python -m tools.probe shapes/model runs/shapes
-    python -m tools.probe shapes/model runs/shapes runs/loop/round4/eval/predictions.jsonl
+    python -m tools.probe shapes/model runs/shapes runs/dev/round4/eval/predictions.jsonl
 
-dpo.py trains the language model and leaves the vision tower as it is. So what
-the tower does not see, no loop can teach. A probe is a small classifier that is
-trained, on the true shapes, to tell the color or the kind of a shape from the
-one token of a frame that the shape's centre is in; the tower stays as it is.
-What a probe cannot tell, the token does not say, or not in a way that is easy
-to read:
+It takes about two minutes. dpo.py trains the language model and leaves the
+vision tower and the projector as they are. So what these do not tell, no loop
+can teach. A probe is a small classifier that is trained, on the true shapes, to
+tell the color or the kind of a shape from the one token of a frame that the
+shape's centre is in. What a probe cannot tell, the token does not say, or not in
+a way that is easy to read:
 
     linear    one matrix: what stands there openly
     hidden    one hidden layer: what a little computing finds, too
@@ -39,6 +39,7 @@ from tools.misread import is_right
 ROUNDS = ("round1", "round2", "round3", "round4")
 FOLDS = 5  # of `hard`
 HEADER = "trained on asked about  what   probe   shapes read right    videos with all read right"
+Owner = tuple[str, str]  # the video's name, and that of the shape, such as "red circle"
 CLASSES = {"color": list(world.COLORS), "kind": list(world.KINDS)}
 
 
@@ -48,15 +49,12 @@ CLASSES = {"color": list(world.COLORS), "kind": list(world.KINDS)}
 # Shapes: N tokens, each with one shape's centre in it.
 
 
-Owner = tuple[str, str]  # the video's name, and that of the shape, such as "red circle"
-
-
 class Tokens(NamedTuple):
     """Tokens of some videos, with what is to be read from them."""
 
     features: torch.Tensor  # (N, hidden)
     targets: dict[str, torch.Tensor]  # "color" and "kind": (N,) classes
-    owners: list[Owner]  # of the N shapes
+    owners: list[Owner]  # N times: which shape is in the token
 
 
 def see(model, root: Path, split: str) -> list[Tokens]:
@@ -195,13 +193,31 @@ def describe(trained_on: str, asked_about: str, what: str, name: str, right: dic
     )
 
 
-def describe_answers(file: Path, misread: set[str]) -> str:
-    """Say how many wrong answers of a file are about videos in which a shape is misread."""
+def read_answers(file: Path, root: Path) -> list[dict]:
+    """Read the answers to `dev`, without those about unreadable videos.
+
+    Raises:
+        InputError: if an answer is about a video that is not in root / dev
+    """
+    videos = {path.name for path in (root / "dev").rglob("*.mp4")}
     rows = common.read_jsonl(file, ("id", "video", "task", "options", "answer"))
-    rows = [row for row in rows if "initial" in row]  # not of an unreadable video
+    for row in rows:
+        if Path(row["video"]).name not in videos:
+            raise common.InputError(f"{file}: {row['id']} is about no video of {root / 'dev'}")
+    return [row for row in rows if "initial" in row]
+
+
+def describe_answers(file: Path, rows: list[dict], right: dict[Owner, bool]) -> str:
+    """Say how many wrong answers are about videos in which a shape is misread.
+
+    Args:
+        rows: of the file, see read_answers
+        right: of all shapes of dev
+    """
+    misread = list_misread(right)
     wrong = [row for row in rows if not is_right(row, row.get("revised", row["initial"]))]
     n_inside = sum(Path(row["video"]).name in misread for row in wrong)
-    n_videos = len({row["video"] for row in rows})
+    n_videos = len({video for video, _ in right})
     return (
         f"{file}: {len(wrong)} wrong answers, {n_inside} of them about the {len(misread)} of "
         f"{n_videos} videos in which the linear probe misreads a kind"
@@ -217,13 +233,13 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
 
+    answers = {file: read_answers(file, args.videos) for file in args.answers}
     model = vlm.load_model(args.model, ["cpu"])
     splits = common.progress((*ROUNDS, "dev", "hard"), desc="vision tower", unit="split")
     seen = {split: see(model, args.videos, split) for split in splits}
     of_rounds = join([video for split in ROUNDS for video in seen[split]])
 
     print(HEADER)
-    misread_in_dev = set()
     for what in CLASSES:
         for name, hidden in (("linear", False), ("hidden", True)):
             read = train_probe(of_rounds, what, hidden)
@@ -234,9 +250,9 @@ def main():
             print(describe("rounds", "hard, new", what, name, keep_new(of_hard)))
             print(describe("hard", "hard, new", what, name, keep_new(in_folds)))
             if (what, name) == ("kind", "linear"):
-                misread_in_dev = list_misread(of_dev)
-    for file in args.answers:
-        print(describe_answers(file, misread_in_dev))
+                kinds_of_dev = of_dev
+    for file, rows in answers.items():
+        print(describe_answers(file, rows, kinds_of_dev))
 
 
 if __name__ == "__main__":
