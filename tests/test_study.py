@@ -271,13 +271,14 @@ def test_tables_and_plot_of_made_up_figures(tmp_path, capsys):
     figures[0, "sft", 1][1]["pairs inverted"] = float("nan")  # no pair could be judged
     one = dict.fromkeys(["accuracy", *(f"accuracy, {type}" for type in study_tables.TYPES)], 0.8)
     one |= {"pairs": 400, "on new combinations": 0.5}
-    study.print_tables(figures, {"sft-matched": [one, one | {"pairs": 410, "accuracy": 0.9}]})
+    study.print_tables(figures, {(0, "sft-matched"): [one, one | {"pairs": 410, "accuracy": 0.9}]})
     printed = capsys.readouterr().out
     rounds = " | ".join(["0.700 +- 0.100"] * 4)  # of 0.6, 0.7, 0.8
     assert f"| paper | 0.500 | {rounds} |" in printed
     assert "| sft |  | 0.75 +- 0.07 | 0.70 +- 0.10 |" in printed  # of 0.7, 0.8; the base has no pairs
-    assert "| sft-matched | 2 | 405 +- 7 | 0.850 +- 0.071 |" in printed
-    assert "| paper | 3 | 1 +- 0 | 0.700 +- 0.100 |" in printed  # one round: seeds, rows, accuracy
+    # One round: seeds, rows, accuracy, and the mean and error of how much less it is than 0.9
+    assert "| 0 | sft-matched | 2 | 405 +- 7 | 0.850 +- 0.071 | -0.050 +- 0.050 |" in printed
+    assert "| 0 | paper | 3 | 1 +- 0 | 0.700 +- 0.100 | -0.200 +- 0.058 |" in printed
     assert "| the base's revisions | 0.900 | 0.300 |" in printed  # in all, cause
     assert "| 0.800 +- 0.000 | 0.500 +- 0.000 |\n" in printed  # relation, hard
 
@@ -381,8 +382,9 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
     assert rounds[0] == {"accuracy": 0.5}
     assert rounds[1:] == [record[Key(1, "replay-600", 2, n)] for n in study.ROUNDS]
     one_round = study_record.list_one_round(again)
-    assert list(one_round) == list(study.ONE_ROUND)
-    assert one_round["dpo-400"] == [record[Key(0, "dpo-400", seed, 1)] for seed in (1, 2)]
+    assert [name for base, name in one_round if base == 0] == list(study.ONE_ROUND)
+    assert [name for base, name in one_round if base == 1] == ["nll-800", "nll-2400"]
+    assert one_round[1, "nll-800"] == [record[Key(1, "nll-800", seed, 1)] for seed in (1, 2)]
 
 
 def test_a_number_that_is_none_survives_the_record(tmp_path):
@@ -440,6 +442,20 @@ def test_of_what_a_variant_begins_with_the_first_round_is_enough(name, n, before
             rounds[variant] = rounds.get(variant, ()) + numbers
     own = {name: study.ROUNDS} if name in study.VARIANTS else {}
     assert rounds == dict.fromkeys(before, (1,)) | own
+
+
+def test_one_round_of_many_videos_asks_its_own_base_about_all_of_them():
+    runs = [Run(1, "nll-2400", 3), Run(0, "nll-800", 3), Run(1, "nll-800", 3), Run(0, "dpo-800", 3)]
+    phases = study.plan_phases(runs, [], {0: "base 0", 1: "base 1"}, Path("study"))
+    _, begin, _, later = phases
+    assert [job.arguments for job in begin] == [
+        ("all/pairs.jsonl", 3, "base 0", Path("study/base0/seed3/all")),
+        ("all-2400/pairs.jsonl", 3, "base 1", Path("study/base1/seed3/all-2400")),
+        ("all/pairs.jsonl", 3, "base 1", Path("study/base1/seed3/all")),
+    ]
+    assert [job.arguments[2] for job in later] == ["base 1", "base 0", "base 1", "base 0"]
+    assert study.needs_more_videos("nll-2400")
+    assert not study.needs_more_videos("nll-800")
 
 
 def test_a_record_that_is_not_there_begins_no_study(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ from tools.study_record import (
     write_record,
 )
 from tools.study_tables import BENCHMARKS, measure, measure_scores, print_tables
-from tools.study_variants import ALL, FIRST, ONE_ROUND, VARIANTS, OneRound, Variant
+from tools.study_variants import ALL, ALL_2400, FIRST, ONE_ROUND, VARIANTS, OneRound, Variant
 
 SEEDS = [1, 2, 3]  # of the loop
 ROUNDS = (1, 2, 3, 4)
@@ -204,10 +204,13 @@ def score_base(base: Path, out: Path):
     run_stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
 
 
-def make_all_pairs(loop_seed: int, base: Path, out: Path):
-    """Run stages 1 to 3 with the base on the videos of all rounds at once."""
+def make_all_pairs(source: str, loop_seed: int, base: Path, out: Path):
+    """Run stages 1 to 3 with the base on the videos of all rounds at once.
+
+    source: ALL or ALL_2400
+    """
     seed = 10 * loop_seed + 1
-    videos = [VIDEOS / f"round{n}" for n in ROUNDS]
+    videos = [(VIDEOS if source == ALL else MORE_VIDEOS) / f"round{n}" for n in ROUNDS]
     run_stage(generate, base, videos, out / "responses.jsonl", "--seed", seed, *TOGETHER)
     run_stage(critique, base, out / "responses.jsonl", out / "critiques.jsonl", *TOGETHER)
     run_stage(refine, base, out / "critiques.jsonl", out / "pairs.jsonl", *TOGETHER)
@@ -276,10 +279,17 @@ def edit(source: Path, target: Path, change: Callable) -> Path:
 def make_videos(runs: list[Run]):
     """Make the videos of some runs, and the benchmark of the loop's own, where they are missing."""
     make_world(VIDEOS)
-    if any(run.variant in VARIANTS and VARIANTS[run.variant].videos > 200 for run in runs):
+    if any(needs_more_videos(run.variant) for run in runs):
         make_world(MORE_VIDEOS, "--videos", "600", "--benchmark-videos", "1")
     if not (VIDEOS / "seen" / "questions.json").exists():
         make_seen()
+
+
+def needs_more_videos(name: str) -> bool:
+    """Say whether a variant, or what has one round alone, takes 600 videos a round."""
+    if name in VARIANTS:
+        return VARIANTS[name].videos > 200
+    return ONE_ROUND[name].source == ALL_2400
 
 
 def make_world(directory: Path, *options: str):
@@ -345,8 +355,9 @@ def list_runs(bases: list[int], seeds: list[int]) -> list[Run]:
             for name, variant in VARIANTS.items():
                 if base == 0 or variant.on_all_bases:
                     runs.append(Run(base, name, seed))
-            if base == 0:
-                runs += [Run(base, name, seed) for name in ONE_ROUND]
+            for name, one in ONE_ROUND.items():
+                if base == 0 or one.on_all_bases:
+                    runs.append(Run(base, name, seed))
     return runs
 
 
@@ -415,12 +426,13 @@ def plan_phases(
             later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
 
     trainings = [run for run in runs if run.variant in ONE_ROUND]
-    of_all = [run for run in trainings if ONE_ROUND[run.variant].source == ALL]
-    for seed in sorted({run.seed for run in of_all}):
-        directory = run_directory(output, Run(0, "all", seed))
-        begin.append(Job(make_all_pairs, (seed, bases[0], directory)))
+    sources = {(run.base, run.seed, ONE_ROUND[run.variant].source) for run in trainings}
+    for base, seed, source in sorted(sources):
+        if source in (ALL, ALL_2400):
+            directory = run_directory(output, Run(base, Path(source).parts[0], seed))
+            begin.append(Job(make_all_pairs, (source, seed, bases[base], directory)))
     for run in trainings:
-        arguments = (run.variant, run.seed, bases[0], run_directory(output, run))
+        arguments = (run.variant, run.seed, bases[run.base], run_directory(output, run))
         later.append(Job(run_one_round, arguments))
     return [scores, begin, follow, later]
 

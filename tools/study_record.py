@@ -70,10 +70,10 @@ def list_figures(record: dict[Key, dict]) -> dict[Run, list[dict]]:
     return figures
 
 
-def list_one_round(record: dict[Key, dict]) -> dict[str, list[dict]]:
-    """List the figures of what has one round alone -> {name: [figures of each seed]}."""
+def list_one_round(record: dict[Key, dict]) -> dict[tuple[int, str], list[dict]]:
+    """List the figures of what has one round alone -> {(base, name): [figures of each seed]}."""
     figures = {}
     for key in record:
         if key.variant in ONE_ROUND:
-            figures.setdefault(key.variant, []).append(record[key])
+            figures.setdefault((key.base, key.variant), []).append(record[key])
     return figures

@@ -179,20 +179,20 @@ def is_right(item: dict, answer: str) -> bool:
 # Tables
 
 
-def print_tables(figures: dict, one_round: dict[str, list[dict]]):
-    """Print all tables of a study, in Markdown; all but the first two are of the shipped base.
+def print_tables(figures: dict, one_round: dict[tuple[int, str], list[dict]]):
+    """Print all tables of a study, in Markdown; all but the first three are of the shipped base.
 
     Args:
         figures: {(base, variant, seed): rounds}, as above
-        one_round: {name: [figures of each seed]} of what has one round alone
+        one_round: {(base, name): [figures of each seed]} of what has one round alone
     """
     bases = list_bases(figures)
     for base in bases:
         print_accuracy(figures, base)
     print_comparison(figures)
+    print_one_round(figures, one_round)
     if 0 not in bases:
         return
-    print_one_round(figures, one_round)
     for name, digits in DIGITS.items():
         print_figure(figures, name, digits)
     numbers = round_numbers(figures)
@@ -290,18 +290,27 @@ def largest_fall(figures, variant, base) -> float:
 def print_one_round(figures, one_round):
     """Print, for one round of training, how many rows it had and the accuracy that came out."""
     rows = []
-    for variant in ("paper", "sft", "sft-all"):
-        if variant not in list_variants(figures):
-            continue
-        n_rows = select(figures, variant, 1, "pairs")
-        accuracies = select(figures, variant, 1, "accuracy")
-        rows.append([variant, f"{len(n_rows)}", spread(n_rows, 0), spread(accuracies)])
-    for name, seeds in one_round.items():
-        n_rows = [each["pairs"] for each in seeds]
-        accuracies = [each["accuracy"] for each in seeds]
-        rows.append([name, f"{len(seeds)}", spread(n_rows, 0), spread(accuracies)])
+    for base in list_bases(figures):
+        [teacher] = select(figures, "paper", 0, "accuracy of revisions", base)
+        trainings = list_first_rounds(figures, base)
+        trainings |= {name: seeds for (of, name), seeds in one_round.items() if of == base}
+        for name, seeds in trainings.items():
+            accuracies = [each["accuracy"] for each in seeds]
+            cells = [f"{base}", name, f"{len(seeds)}"]
+            cells += [spread([each["pairs"] for each in seeds], 0), spread(accuracies)]
+            rows.append([*cells, mean_and_error([each - teacher for each in accuracies])])
     title = "one round: loop seeds, rows that are trained on, accuracy on dev"
-    print_rows(title, ["", "seeds", "rows", "accuracy"], rows)
+    heads = ["base", "", "seeds", "rows", "accuracy", "to the base's revisions"]
+    print_rows(title, heads, rows)
+
+
+def list_first_rounds(figures, base) -> dict[str, list[dict]]:
+    """List the figures of first rounds on other rows -> {name: [figures of each seed]}."""
+    found = {}
+    for (of, variant, _), rounds in figures.items():
+        if of == base and variant in ("paper", "sft", "sft-all"):
+            found.setdefault(variant, []).append(rounds[1])
+    return found
 
 
 def print_figure(figures, name, digits):
@@ -347,9 +356,10 @@ def print_types(figures, one_round):
     for variant in list_variants(figures):
         cells = [spread(select(figures, variant, last_round, name)) for name in names]
         rows.append([variant, *cells])
-    for training, seeds in one_round.items():
-        cells = [spread([each[name] for each in seeds]) for name in names]
-        rows.append([training, *cells])
+    for (base, training), seeds in one_round.items():
+        if base == 0:
+            cells = [spread([each[name] for each in seeds]) for name in names]
+            rows.append([training, *cells])
     title = "accuracy by type of question (dev), and on new combinations (hard)"
     print_rows(title, ["", "all", *TYPES, "hard"], rows)
 

@@ -48,6 +48,7 @@ class OneRound(NamedTuple):
     lr: float | None = None  # None: as in the loop's first round
     epochs: int | None = None  # None: as in the loop
     trainings: int = 1  # each in its own order; of several, the mean of the weights is scored
+    on_all_bases: bool = False
 
 
 # ------------------------------------------------------------------------------
@@ -260,7 +261,9 @@ VARIANTS = {
 }
 
 FIRST = ("paper", "paper-600")  # with whose answers and critiques the others begin
-ALL = "all/pairs.jsonl"  # what the base makes of the videos of all rounds at once
+# What the base makes of the videos of all rounds at once: of 200 and of 600 a round
+ALL = "all/pairs.jsonl"
+ALL_2400 = "all-2400/pairs.jsonl"
 SFT = {"loss": "sft", "lr": 3e-4, "epochs": 4}  # better on dev than the loop's rate and epochs
 ONE_ROUND = {
     "dpo-400": OneRound("DPO on the pairs from 400 videos, in place of 200", ALL, take_rounds(2)),
@@ -278,9 +281,13 @@ ONE_ROUND = {
         ALL,
         take_passed,
         nll_weight=1.0,
+        on_all_bases=True,
+    ),
+    "nll-2400": OneRound(
+        "the same with 2,400 videos", ALL_2400, take_passed, nll_weight=1.0, on_all_bases=True
     ),
     "sft-all-800": OneRound(
-        "cross-entropy on the same answers, at a rate and for epochs of its own",
+        "cross-entropy on the answers of nll-800, at a rate and for epochs of its own",
         ALL,
         take_passed,
         **SFT,
