@@ -18,7 +18,8 @@ round starts from: its log-probs are computed before the first update, by the
 same function. Started by torchrun, one process a GPU trains a share of the
 videos, and holds a share of the weights (vlm/sharding.py).
 
-reads    id, video, question, chosen, rejected; rows with `dropped` are skipped.
+reads    id, video, question, chosen, rejected; rows with `dropped` are skipped
+         (--with-unchanged reads those whose answer critique left as it was).
          The prompt around the question is the one that it was asked with, which
          the input's meta.json has
 writes   a checkpoint like the base's (--tune lora: an adapter), with a short
@@ -337,6 +338,8 @@ def read_pairs(args, answer: str):
     rows = [row for _, group in groups[: args.limit] for row in group]
     if args.loss == "sft" and args.sft_on == "revised":
         rows = [take_revision(row) for row in rows]
+    if args.with_unchanged:
+        rows = [take_unchanged(row) for row in rows]
     pairs = []
     for row in rows:
         if "dropped" not in row:
@@ -399,6 +402,18 @@ def take_revision(row: dict) -> dict:
         return row
     kept = {key: value for key, value in row.items() if key != "dropped"}
     return kept | {"chosen": row["revised"], "rejected": row["initial"]}
+
+
+def take_unchanged(row: dict) -> dict:
+    """Make a row of an answer that its critique left as it was; other rows stay as they are.
+
+    Both sides are the answer: a preference loss is constant there, cross-entropy learns it.
+    """
+    is_whole = all(key in row for key in ("question", "initial"))
+    if row.get("dropped") not in ("no_error_found", "unchanged") or not is_whole:
+        return row
+    kept = {key: value for key, value in row.items() if key != "dropped"}
+    return kept | {"chosen": row["initial"], "rejected": row["initial"]}
 
 
 def tell_where_from(args, groups: list, meta: dict):
@@ -745,6 +760,12 @@ def parse_args():
         help="what --loss sft learns; revised: all whole revisions, also those that repeat the "
         "answer",
     )
+    add(
+        "--with-unchanged",
+        action="store_true",
+        help="learn also the answers that their critique left as they were (rows dropped as "
+        "no_error_found or unchanged), by the cross-entropy of --nll-weight or --loss sft",
+    )
 
     add = parser.add_argument_group("the updates").add_argument
     add("--tune", choices=("full", "lora"), default="full", help="lora: write an adapter")
@@ -810,6 +831,8 @@ def parse_args():
         parser.error("--sft-on belongs to --loss sft alone")
     if args.nll_weight and args.loss == "sft":
         parser.error("--nll-weight is added to a preference loss; --loss sft has no other part")
+    if args.with_unchanged and not args.nll_weight and args.loss != "sft":
+        parser.error("--with-unchanged needs --nll-weight: two equal answers prefer nothing")
     if (args.lora_rank or args.lora_alpha) and args.tune != "lora":
         parser.error("--lora-rank and --lora-alpha belong to --tune lora alone")
     if args.tune == "lora":

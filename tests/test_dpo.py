@@ -235,6 +235,7 @@ def test_a_step_counts_the_tokens_of_the_side_that_its_cross_entropy_is_on(monke
     [
         ("--nll-weight 1 --sft-on revised", "--sft-on belongs to --loss sft alone"),
         ("--loss sft --nll-weight 1", "--nll-weight is added to a preference loss"),
+        ("--with-unchanged", "--with-unchanged needs --nll-weight: two equal answers prefer nothing"),
         ("--lora-rank 8", "--lora-rank and --lora-alpha belong to --tune lora alone"),
         ("--lora-alpha 8", "--lora-rank and --lora-alpha belong to --tune lora alone"),
     ],
@@ -820,6 +821,7 @@ def write_round(directory, number):
 
 # The options that decide which pairs are read
 READ = {"videos": None, "limit": None, "model": MODEL, "tune": "full", "lora_alpha": None, "loss": "sigmoid"}
+READ["with_unchanged"] = False
 
 
 def train_on(inputs, output, monkeypatch, *more):
@@ -958,6 +960,35 @@ def test_sft_on_revised_learns_the_revisions_that_repeat_the_answer_too(pairs, t
     n_chosen, n_repeated = chosen["lengths/chosen"], repeated["lengths/chosen"]
     total = chosen["loss"] * n_chosen + repeated["loss"] * n_repeated
     assert revised["loss"] == pytest.approx(total / (n_chosen + n_repeated), abs=1e-4)
+
+
+def test_with_unchanged_learns_the_answers_that_critique_left_as_they_were(pairs, train):
+    """A pair, an answer in which no error was found, one that was revised to itself, and a bad question. In step 1 the
+    policy is the reference, so a preference loss is log 2 of every row, and what is added to it is the cross-entropy of
+    three answers, by their tokens."""
+    rows = [
+        {"id": "a.mp4/0", "video": "a.mp4", "question": "why?", "initial": "x.", "chosen": "it moves up."},
+        {"id": "a.mp4/1", "video": "a.mp4", "question": "how?", "initial": "it rests."},
+        {"id": "a.mp4/2", "video": "a.mp4", "question": "who?", "initial": "a circle.", "revised": "A circle"},
+        {"id": "a.mp4/3", "video": "a.mp4", "question": "red.", "initial": "red."},
+    ]
+    rows[0]["rejected"] = "x."
+    for row, reason in zip(rows[1:], ("no_error_found", "unchanged", "bad_question")):
+        row["dropped"] = reason
+    common.write_jsonl(pairs, rows)
+    _, [step] = train("with", "--nll-weight", "0.5", "--with-unchanged")
+
+    total = 0.0
+    n_tokens = 0.0
+    for row in rows[:3]:
+        answer = row.get("chosen", row["initial"])
+        kept = {key: value for key, value in row.items() if key != "dropped"}
+        common.write_jsonl(pairs, [kept | {"chosen": answer, "rejected": "no."}])
+        _, [alone] = train(f"alone{row['id'][-1]}", "--loss", "sft")
+        total += alone["loss"] * alone["lengths/chosen"]
+        n_tokens += alone["lengths/chosen"]
+    assert step["lengths/chosen"] == pytest.approx(n_tokens / 3)
+    assert step["loss"] == pytest.approx(math.log(2) + 0.5 * total / n_tokens, abs=1e-4)
 
 
 def test_the_rate_follows_what_is_tuned_and_is_said_first(train, capsys):

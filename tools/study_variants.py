@@ -140,17 +140,9 @@ def take_unflagged(rows: list[dict], seed: int) -> list[dict]:
 def take_passed(rows: list[dict], *_) -> list[dict]:
     """Make a pair of every answer that the critic let pass, or that was revised to itself.
 
-    Both sides are the answer: what a preference loss takes from it is constant, so it is learned by
-    cross-entropy alone.
+    dpo.py --with-unchanged does the same.
     """
-    taken = []
-    for row in rows:
-        if row.get("dropped") in ("no_error_found", "unchanged"):
-            kept = {key: value for key, value in row.items() if key != "dropped"}
-            taken.append(kept | {"chosen": row["initial"], "rejected": row["initial"]})
-        else:
-            taken.append(row)
-    return taken
+    return [dpo.take_unchanged(row) for row in rows]
 
 
 def take_truth(rows: list[dict], seed: int) -> list[dict]:
