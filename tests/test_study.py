@@ -383,7 +383,7 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
     assert rounds[1:] == [record[Key(1, "replay-600", 2, n)] for n in study.ROUNDS]
     one_round = study_record.list_one_round(again)
     assert [name for base, name in one_round if base == 0] == list(study.ONE_ROUND)
-    assert [name for base, name in one_round if base == 1] == ["nll-800", "nll-2400"]
+    assert [name for base, name in one_round if base == 1] == ["dpo-2400", "nll-800", "nll-2400"]
     assert one_round[1, "nll-800"] == [record[Key(1, "nll-800", seed, 1)] for seed in (1, 2)]
 
 

@@ -261,15 +261,19 @@ ONE_ROUND = {
     "dpo-400": OneRound("DPO on the pairs from 400 videos, in place of 200", ALL, take_rounds(2)),
     "dpo-600": OneRound("of 600 videos", ALL, take_rounds(3)),
     "dpo-800": OneRound("of 800 videos, as many as four rounds have", ALL, take_rounds(4)),
+    "dpo-2400": OneRound("of 2,400 videos", ALL_2400, take_rounds(4), on_all_bases=True),
     "dpo-800-average": OneRound(
-        "the mean of four such trainings, each in its own order", ALL, take_rounds(4), trainings=4
+        "the mean of four trainings as dpo-800, each in its own order",
+        ALL,
+        take_rounds(4),
+        trainings=4,
     ),
     "sft-800": OneRound(
-        "cross-entropy on the chosen answers of the same pairs", ALL, take_rounds(4), loss="sft"
+        "cross-entropy on the chosen answers of dpo-800's pairs", ALL, take_rounds(4), loss="sft"
     ),
     "nll-800": OneRound(
-        "DPO on the pairs, and cross-entropy on the chosen answers and on those that the critic "
-        "let pass",
+        "DPO on dpo-800's pairs, and cross-entropy on the chosen answers and on those that the "
+        "critic let pass",
         ALL,
         take_passed,
         nll_weight=1.0,
