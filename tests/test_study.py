@@ -11,7 +11,7 @@ import pytest
 import common
 from conftest import MODEL
 from shapes import world
-from tools import misread, study, study_record, study_tables, study_variants
+from tools import labels, misread, study, study_record, study_tables, study_variants
 from tools.study_record import Key, Run
 
 # Forty answers to questions about one video, each with its critique
@@ -221,6 +221,43 @@ def test_an_inverted_pair_by_the_truth_of_the_world():
     assert study_tables.is_inverted(row | {"chosen": wrong, "rejected": wrong}) is False
     unknown = row | {"question": "what is it that I see?", "chosen": right, "rejected": wrong}
     assert study_tables.is_inverted(unknown) is None
+
+
+def test_what_a_round_learns_by_truth(tmp_path, monkeypatch, capsys):
+    """Five answers to one question: three are right in the end, of four that are learned, of which the critic let two
+    pass. A question that the world does not ask is learned, but cannot be judged."""
+    items = world.all_questions(world.make_scene(7, "round1", 1))["count"]
+    [item] = [item for item in items if item["question"] == "how many shapes are there?"]
+    right = item["answer"]
+    wrong = "there are three shapes." if "two" in right else "there are two shapes."
+    row = ROWS[0] | {"question": item["question"]}
+    rows = [
+        row | {"initial": wrong, "chosen": right, "rejected": wrong},
+        row | {"initial": wrong, "chosen": "there are no shapes.", "rejected": wrong},
+        row | {"initial": right, "dropped": "no_error_found"},
+        row | {"initial": right, "dropped": "unchanged", "revised": right},
+        row | {"initial": right, "dropped": "truncated"},
+        ROWS[1] | {"question": "what is it that I see?", "dropped": "no_error_found"},
+    ]
+    rows = [row | {"id": f"{number}"} for number, row in enumerate(rows)]
+    common.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    monkeypatch.setattr("sys.argv", ["labels", str(tmp_path / "pairs.jsonl"), "--seed", "7"])
+    labels.main()
+    printed = re.sub(" +", " ", capsys.readouterr().out)
+    assert "\nanswers 5\npairs among them 2\ncan be judged 4\n" in printed
+    assert "right at first 0.500\nright in the end 0.750\n cause nan\n count 0.750\n" in printed
+
+
+@pytest.mark.parametrize(
+    "row, complaint",
+    [({"benchmark": "shapes"}, "has answers to a benchmark"),
+     ({"video": "holiday.mp4", "question": "why?", "chosen": "a.", "rejected": "b."}, "not a video of the tiny world")],
+)  # fmt: skip
+def test_what_has_no_known_truth_is_refused(row, complaint, tmp_path, monkeypatch):
+    common.write_jsonl(tmp_path / "pairs.jsonl", [ROWS[0] | row])
+    monkeypatch.setattr("sys.argv", ["labels", str(tmp_path / "pairs.jsonl")])
+    with pytest.raises(common.InputError, match=complaint):
+        labels.main()
 
 
 @pytest.mark.parametrize("values, text", [([0.5], "0.500"), ([0.8, 0.9], "0.850 +- 0.071")])

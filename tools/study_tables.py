@@ -153,17 +153,27 @@ def is_inverted(pair: dict) -> bool | None:
     return is_right(item, pair["rejected"]) and not is_right(item, pair["chosen"])
 
 
-def true_scene(video: str) -> list[world.Shape]:
-    """Make the scene of a video of the rounds again, such as round1_0007.mp4."""
-    split, index = re.search(r"(\w+)_(\d+)\.mp4$", video).groups()
-    return world.make_scene(0, split, int(index))
+def true_scene(video: str, seed: int = 0) -> list[world.Shape]:
+    """Make the scene of a video of the rounds again, such as round1_0007.mp4.
+
+    Args:
+        seed: of the world
+
+    Raises:
+        InputError: if the world has no such name
+    """
+    found = re.search(r"(\w+)_(\d+)\.mp4$", video)
+    if not found:
+        raise common.InputError(f"{video}: not a video of the tiny world, such as round1_0007.mp4")
+    split, index = found.groups()
+    return world.make_scene(seed, split, int(index))
 
 
 @functools.cache
-def true_items(video: str) -> dict[str, dict]:
-    """Find the truth of a video of the rounds -> {question: item}."""
+def true_items(video: str, seed: int = 0) -> dict[str, dict]:
+    """Find the truth of a video of the rounds of a world -> {question: item}."""
     by_question = {}
-    for items in world.all_questions(true_scene(video)).values():
+    for items in world.all_questions(true_scene(video, seed)).values():
         for item in items:
             by_question[item["question"]] = item
     return by_question
