@@ -420,7 +420,7 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
     assert rounds[1:] == [record[Key(1, "replay-600", 2, n)] for n in study.ROUNDS]
     one_round = study_record.list_one_round(again)
     assert [name for base, name in one_round if base == 0] == list(study.ONE_ROUND)
-    assert [name for base, name in one_round if base == 1] == ["dpo-2400", "nll-800", "nll-2400"]
+    assert [name for base, name in one_round if base == 1] == ["dpo-2400", "nll-800", "nll-2400", "nll-2400-greedy"]
     assert one_round[1, "nll-800"] == [record[Key(1, "nll-800", seed, 1)] for seed in (1, 2)]
 
 
@@ -482,17 +482,33 @@ def test_of_what_a_variant_begins_with_the_first_round_is_enough(name, n, before
 
 
 def test_one_round_of_many_videos_asks_its_own_base_about_all_of_them():
-    runs = [Run(1, "nll-2400", 3), Run(0, "nll-800", 3), Run(1, "nll-800", 3), Run(0, "dpo-800", 3)]
+    names = ("nll-2400", "nll-800", "nll-2400-greedy")
+    runs = [*(Run(1, name, 3) for name in names), Run(0, "nll-800", 3), Run(0, "dpo-800", 3)]
     phases = study.plan_phases(runs, [], {0: "base 0", 1: "base 1"}, Path("study"))
     _, begin, _, later = phases
     assert [job.arguments for job in begin] == [
-        ("all/pairs.jsonl", 3, "base 0", Path("study/base0/seed3/all")),
-        ("all-2400/pairs.jsonl", 3, "base 1", Path("study/base1/seed3/all-2400")),
-        ("all/pairs.jsonl", 3, "base 1", Path("study/base1/seed3/all")),
+        ("all", 3, "base 0", Path("study/base0/seed3/all")),
+        ("all", 3, "base 1", Path("study/base1/seed3/all")),
+        ("all-2400", 3, "base 1", Path("study/base1/seed3/all-2400")),
+        ("greedy-2400", 3, "base 1", Path("study/base1/seed3/greedy-2400")),
     ]
-    assert [job.arguments[2] for job in later] == ["base 1", "base 0", "base 1", "base 0"]
+    assert [job.arguments[2] for job in later] == ["base 1"] * 3 + ["base 0"] * 2
+
+
+def test_a_pool_is_asked_as_it_says(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(study, "run_stage", lambda *words: said.append(" ".join(map(str, words[2:]))))
+    for name in ("all", "greedy-2400"):
+        study.make_pool(name, 2, "base", tmp_path)
+    assert "runs/shapes/round1" in said[0] and "--seed 21 --temperature 1.0" in said[0]
+    assert "runs/shapes600/round4" in said[3] and "--seed 21 --temperature 0.0" in said[3]
+
+
+def test_more_videos_are_made_where_they_are_needed():
     assert study.needs_more_videos("nll-2400")
+    assert study.needs_more_videos("paper-600")
     assert not study.needs_more_videos("nll-800")
+    assert not study.needs_more_videos("sft-matched")
 
 
 def test_a_record_that_is_not_there_begins_no_study(tmp_path, monkeypatch):

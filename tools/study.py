@@ -53,7 +53,7 @@ from tools.study_record import (
     write_record,
 )
 from tools.study_tables import BENCHMARKS, measure, measure_scores, print_tables
-from tools.study_variants import ALL, ALL_2400, FIRST, ONE_ROUND, VARIANTS, OneRound, Variant
+from tools.study_variants import FIRST, ONE_ROUND, POOLS, VARIANTS, OneRound, Variant
 
 SEEDS = [1, 2, 3]  # of the loop
 ROUNDS = (1, 2, 3, 4)
@@ -204,14 +204,16 @@ def score_base(base: Path, out: Path):
     run_stage(refine, base, out / "dev" / "critiques.jsonl", out / "dev" / "pairs.jsonl")
 
 
-def make_all_pairs(source: str, loop_seed: int, base: Path, out: Path):
+def make_pool(name: str, loop_seed: int, base: Path, out: Path):
     """Run stages 1 to 3 with the base on the videos of all rounds at once.
 
-    source: ALL or ALL_2400
+    name: one of POOLS
     """
-    seed = 10 * loop_seed + 1
-    videos = [(VIDEOS if source == ALL else MORE_VIDEOS) / f"round{n}" for n in ROUNDS]
-    run_stage(generate, base, videos, out / "responses.jsonl", "--seed", seed, *TOGETHER)
+    pool = POOLS[name]
+    root = VIDEOS if pool.videos == 200 else MORE_VIDEOS
+    videos = [root / f"round{n}" for n in ROUNDS]
+    how = ("--seed", 10 * loop_seed + 1, "--temperature", pool.temperature)
+    run_stage(generate, base, videos, out / "responses.jsonl", *how, *TOGETHER)
     run_stage(critique, base, out / "responses.jsonl", out / "critiques.jsonl", *TOGETHER)
     run_stage(refine, base, out / "critiques.jsonl", out / "pairs.jsonl", *TOGETHER)
 
@@ -289,7 +291,8 @@ def needs_more_videos(name: str) -> bool:
     """Say whether a variant, or what has one round alone, takes 600 videos a round."""
     if name in VARIANTS:
         return VARIANTS[name].videos > 200
-    return ONE_ROUND[name].source == ALL_2400
+    source = name_source(name)
+    return source in POOLS and POOLS[source].videos > 200
 
 
 def make_world(directory: Path, *options: str):
@@ -389,8 +392,13 @@ def list_before(name: str) -> list[str]:
     if name in VARIANTS:
         first = name_first(VARIANTS[name])
         return [] if name == first else [first]
-    source = Path(ONE_ROUND[name].source).parts[0]
+    source = name_source(name)
     return [source, *list_before(source)] if source in VARIANTS else []
+
+
+def name_source(name: str) -> str:
+    """Name the variant or the pool whose rows are chosen from for what has one round alone."""
+    return Path(ONE_ROUND[name].source).parts[0]
 
 
 def base_directory(output: Path, base: int) -> Path:
@@ -426,11 +434,11 @@ def plan_phases(
             later.append(Job(run_rounds, (*arguments, ROUNDS[1:])))
 
     trainings = [run for run in runs if run.variant in ONE_ROUND]
-    sources = {(run.base, run.seed, ONE_ROUND[run.variant].source) for run in trainings}
-    for base, seed, source in sorted(sources):
-        if source in (ALL, ALL_2400):
-            directory = run_directory(output, Run(base, Path(source).parts[0], seed))
-            begin.append(Job(make_all_pairs, (source, seed, bases[base], directory)))
+    sources = {run._replace(variant=name_source(run.variant)) for run in trainings}
+    for source in sorted(sources):
+        if source.variant in POOLS:
+            arguments = (source.variant, source.seed, bases[source.base])
+            begin.append(Job(make_pool, (*arguments, run_directory(output, source))))
     for run in trainings:
         arguments = (run.variant, run.seed, bases[run.base], run_directory(output, run))
         later.append(Job(run_one_round, arguments))

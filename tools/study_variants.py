@@ -51,6 +51,13 @@ class OneRound(NamedTuple):
     on_all_bases: bool = False
 
 
+class Pool(NamedTuple):
+    """What the base makes of the videos of all rounds at once, for what has one round alone."""
+
+    videos: int = 200  # a round
+    temperature: float = 1.0  # of the answers
+
+
 # ------------------------------------------------------------------------------
 # Which rows are trained on
 
@@ -253,9 +260,10 @@ VARIANTS = {
 }
 
 FIRST = ("paper", "paper-600")  # with whose answers and critiques the others begin
-# What the base makes of the videos of all rounds at once: of 200 and of 600 a round
-ALL = "all/pairs.jsonl"
+POOLS = {"all": Pool(), "all-2400": Pool(600), "greedy-2400": Pool(600, temperature=0.0)}
+ALL = "all/pairs.jsonl"  # of the pools
 ALL_2400 = "all-2400/pairs.jsonl"
+GREEDY_2400 = "greedy-2400/pairs.jsonl"
 SFT = {"loss": "sft", "lr": 3e-4, "epochs": 4}  # better on dev than the loop's rate and epochs
 ONE_ROUND = {
     "dpo-400": OneRound("DPO on the pairs from 400 videos, in place of 200", ALL, take_rounds(2)),
@@ -281,6 +289,13 @@ ONE_ROUND = {
     ),
     "nll-2400": OneRound(
         "the same with 2,400 videos", ALL_2400, take_passed, nll_weight=1.0, on_all_bases=True
+    ),
+    "nll-2400-greedy": OneRound(
+        "the same, and answers are greedy, not sampled",
+        GREEDY_2400,
+        take_passed,
+        nll_weight=1.0,
+        on_all_bases=True,
     ),
     "sft-all-800": OneRound(
         "cross-entropy on the answers of nll-800, at a rate and for epochs of its own",
