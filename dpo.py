@@ -19,7 +19,7 @@ same function. Started by torchrun, one process a GPU trains a share of the
 videos, and holds a share of the weights (vlm/sharding.py).
 
 reads    id, video, question, chosen, rejected; rows with `dropped` are skipped
-         (--with-unchanged reads those whose answer critique left as it was).
+         (--with-unchanged reads those whose answer the critique left as it was).
          The prompt around the question is the one that it was asked with, which
          the input's meta.json has
 writes   a checkpoint like the base's (--tune lora: an adapter), with a short
@@ -832,7 +832,9 @@ def parse_args():
     if args.nll_weight and args.loss == "sft":
         parser.error("--nll-weight is added to a preference loss; --loss sft has no other part")
     if args.with_unchanged and not args.nll_weight and args.loss != "sft":
-        parser.error("--with-unchanged needs --nll-weight: two equal answers prefer nothing")
+        parser.error(
+            "--with-unchanged needs --nll-weight or --loss sft: equal sides prefer nothing"
+        )
     if (args.lora_rank or args.lora_alpha) and args.tune != "lora":
         parser.error("--lora-rank and --lora-alpha belong to --tune lora alone")
     if args.tune == "lora":

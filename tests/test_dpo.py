@@ -235,7 +235,7 @@ def test_a_step_counts_the_tokens_of_the_side_that_its_cross_entropy_is_on(monke
     [
         ("--nll-weight 1 --sft-on revised", "--sft-on belongs to --loss sft alone"),
         ("--loss sft --nll-weight 1", "--nll-weight is added to a preference loss"),
-        ("--with-unchanged", "--with-unchanged needs --nll-weight: two equal answers prefer nothing"),
+        ("--with-unchanged", "--with-unchanged needs --nll-weight or --loss sft"),
         ("--lora-rank 8", "--lora-rank and --lora-alpha belong to --tune lora alone"),
         ("--lora-alpha 8", "--lora-rank and --lora-alpha belong to --tune lora alone"),
     ],

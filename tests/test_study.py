@@ -251,10 +251,13 @@ def test_what_a_round_learns_by_truth(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "row, complaint",
     [({"benchmark": "shapes"}, "has answers to a benchmark"),
-     ({"video": "holiday.mp4", "question": "why?", "chosen": "a.", "rejected": "b."}, "not a video of the tiny world")],
+     ({"video": "holiday.mp4", "question": "why?", "chosen": "a.", "rejected": "b."}, "not a video of the tiny world"),
+     ({"video": "me_1.mp4", "question": "why?", "chosen": "a.", "rejected": "b."}, "not a video of the tiny world"),
+     ({"chosen": "a."}, "line 1: no key 'rejected'")],
 )  # fmt: skip
 def test_what_has_no_known_truth_is_refused(row, complaint, tmp_path, monkeypatch):
-    common.write_jsonl(tmp_path / "pairs.jsonl", [ROWS[0] | row])
+    dropped = {} if "chosen" in row else {"dropped": "no_error_found"}
+    common.write_jsonl(tmp_path / "pairs.jsonl", [ROWS[0] | row | dropped])
     monkeypatch.setattr("sys.argv", ["labels", str(tmp_path / "pairs.jsonl")])
     with pytest.raises(common.InputError, match=complaint):
         labels.main()

@@ -9,7 +9,8 @@ repeats it: all that dpo.py --with-unchanged learns. Then the latter by type of
 question.
 
 A question that the world would not ask itself has no known answer, and is not
-judged. Truth is shown here alone: no stage sees it.
+judged. Videos of all worlds have the same names: with another --seed than that
+of their world the shares are wrong. No stage sees any of this.
 """
 
 import argparse
@@ -59,11 +60,13 @@ def main():
     """Print a column for each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=common.HelpFormatter)
     parser.add_argument("pairs", nargs="+", type=Path, help="pairs.jsonl, of videos of the rounds")
-    parser.add_argument("--seed", type=common.seed_number, default=0, help="of the world")
+    parser.add_argument(
+        "--seed", type=common.seed_number, default=0, help="of the world that the videos are of"
+    )
     args = parser.parse_args()
     columns = []
     for path in args.pairs:
-        rows = common.read_jsonl(path, ("id", "video"))
+        rows = common.read_jsonl(path, dpo.REQUIRED)
         if any("benchmark" in row for row in rows):
             raise common.InputError(f"{path} has answers to a benchmark: tools.report scores these")
         columns.append(judge(rows, args.seed))

@@ -163,7 +163,7 @@ def true_scene(video: str, seed: int = 0) -> list[world.Shape]:
         InputError: if the world has no such name
     """
     found = re.search(r"(\w+)_(\d+)\.mp4$", video)
-    if not found:
+    if not found or found[1] not in world.SPLITS:
         raise common.InputError(f"{video}: not a video of the tiny world, such as round1_0007.mp4")
     split, index = found.groups()
     return world.make_scene(seed, split, int(index))
@@ -190,7 +190,7 @@ def is_right(item: dict, answer: str) -> bool:
 
 
 def print_tables(figures: dict, one_round: dict[tuple[int, str], list[dict]]):
-    """Print all tables of a study, in Markdown; all but the first three are of the shipped base.
+    """Print all tables of a study, in Markdown; those behind "one round" are of the shipped base.
 
     Args:
         figures: {(base, variant, seed): rounds}, as above

@@ -288,10 +288,10 @@ ONE_ROUND = {
         on_all_bases=True,
     ),
     "nll-2400": OneRound(
-        "the same with 2,400 videos", ALL_2400, take_passed, nll_weight=1.0, on_all_bases=True
+        "nll-800 with 2,400 videos", ALL_2400, take_passed, nll_weight=1.0, on_all_bases=True
     ),
     "nll-2400-greedy": OneRound(
-        "the same, and answers are greedy, not sampled",
+        "nll-2400, but answers are greedy, not sampled",
         GREEDY_2400,
         take_passed,
         nll_weight=1.0,
