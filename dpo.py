@@ -19,7 +19,7 @@ same function. Started by torchrun, one process a GPU trains a share of the
 videos, and holds a share of the weights (vlm/sharding.py).
 
 reads    id, video, question, chosen, rejected; rows with `dropped` are skipped
-         (--with-unchanged reads those whose answer the critique left as it was).
+         (--with-unchanged reads those whose answer its critique left alone).
          The prompt around the question is the one that it was asked with, which
          the input's meta.json has
 writes   a checkpoint like the base's (--tune lora: an adapter), with a short
