@@ -236,7 +236,7 @@ def test_what_a_round_learns_by_truth(tmp_path, monkeypatch, capsys):
         row | {"initial": wrong, "chosen": "there are no shapes.", "rejected": wrong},
         row | {"initial": right, "dropped": "no_error_found"},
         row | {"initial": right, "dropped": "unchanged", "revised": right},
-        row | {"initial": right, "dropped": "truncated"},
+        row | {"initial": right, "dropped": "truncated", "chosen": right, "rejected": right},
         ROWS[1] | {"question": "what is it that I see?", "dropped": "no_error_found"},
     ]
     rows = [row | {"id": f"{number}"} for number, row in enumerate(rows)]

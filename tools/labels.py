@@ -37,7 +37,7 @@ def judge(rows: list[dict], seed: int) -> dict[str, int | str]:
     n_right = Counter()
     n_right_at_first = 0
     n_pairs = 0
-    learned = [row for row in map(dpo.take_unchanged, rows) if "chosen" in row]
+    learned = [row for row in map(dpo.take_unchanged, rows) if "dropped" not in row]
     for row in learned:
         n_pairs += row["chosen"] != row["rejected"]
         item = true_items(row["video"], seed).get(row["question"])
