@@ -112,12 +112,12 @@ python -m tools.page r
 REPLAYED = """\
 python -m tools.needs --model m --videos v --run r --rounds 2 --critic c --
 # round 1
-python generate.py --model m --input v --output r/round1/responses.jsonl --seed 1
+python generate.py --model m --input v --output r/round1/responses.jsonl --seed 1 --temperature 0
 python critique.py --model c --input r/round1/responses.jsonl --output r/round1/critiques.jsonl
 python refine.py --model c --input r/round1/critiques.jsonl --output r/round1/pairs.jsonl
 python dpo.py --model m --input r/round1/pairs.jsonl --output r/round1/model --seed 1
 # round 2
-python generate.py --model r/round1/model --input v --output r/round2/responses.jsonl --seed 2
+python generate.py --model r/round1/model --input v --output r/round2/responses.jsonl --seed 2 --temperature 0
 python critique.py --model c --input r/round2/responses.jsonl --output r/round2/critiques.jsonl
 python refine.py --model c --input r/round2/critiques.jsonl --output r/round2/pairs.jsonl
 python dpo.py --model m --input r/round1/pairs.jsonl r/round2/pairs.jsonl --output r/round2/model --seed 2
@@ -130,7 +130,7 @@ PRINTED = [
     ("--videos 'my videos' --rounds 2 --limit 5 --gate none --prompts README.md -- --tune lora", LORA),
     ("--videos a/round{round} b{round} --rounds 2 --limit 5 --lrs 1e-4 5e-5 --benchmark mvbench d", OWN_VIDEOS),
     ("--videos v --rounds 1 --frames 4 --benchmark shapes d --beside -- --beta 3", TINY_WORLD),
-    ("--videos v --rounds 2 --critic c --replay", REPLAYED),
+    ("--videos v --rounds 2 --critic c --replay --temperature 0", REPLAYED),
 ]
 PRINTED_NAMES = ["pool", "own videos", "tiny world", "replay"]
 
@@ -205,6 +205,7 @@ NO_FILE = "--prompts no.json: no such file; python generate.py --prompts list > 
         ("--model m --videos v --run r --beta 3", "--beta is no option here (those of dpo.py stand after --)"),
         ("--model m --videos v --run r --rounds 0", "--rounds 0: it must be a whole number from 1 on"),
         ("--model m --videos v --run r --limit many", "--limit many: it must be a whole number from 1 on"),
+        ("--model m --videos v --run r --temperature low", "--temperature low: it is no number"),
         ("--model m --videos v --run r --gate half", "--gate half: critic or none"),
         ("--model m --videos v --run r --prompts no.json", NO_FILE),
         ("--model m --videos v --run r --rounds 3 --lrs 1e-4 1e-5", "--lrs has 2 for 3 rounds"),

@@ -11,6 +11,7 @@
 #   --limit N              videos of a round: of a pool every round takes the next N (without it,
 #                          every round takes all)
 #   --lrs LR ...           dpo.py's learning rate, one for each round (dpo.py's default)
+#   --temperature T        answers are sampled at T; at 0 they are greedy (generate.py's default: 1)
 #   --gate critic|none     what makes a pair: a revision where the critic names an error, or every
 #                          revision that differs (critic)
 #   --critic M             criticises and revises in all rounds (the model of each round)
@@ -47,9 +48,13 @@ check_number() {  # option, value
   [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || refuse "$1 $2: it must be a whole number from 1 on"
 }
 
+check_decimal() {  # option, value
+  [[ $2 =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?$ ]] || refuse "$1 $2: it is no number"
+}
+
 given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
 critic='' replay=''
-gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
+sampling=() gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
 processes=1
 train_processes=1
 while (($#)); do
@@ -76,6 +81,7 @@ while (($#)); do
     --rounds) rounds=${values[0]} ;;
     --limit) limit=${values[0]} ;;
     --lrs) lrs=("${values[@]:-}") wanted=${#lrs[@]} ;;
+    --temperature) sampling=(--temperature "${values[0]}") ;;
     --gate) gate=(--gate "${values[0]}") ;;
     --critic) critic=${values[0]} ;;
     --replay) replay=yes wanted=0 ;;
@@ -108,8 +114,9 @@ check_number --train-processes "$train_processes"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"
 [[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file;" \
   "python generate.py --prompts list > FILE writes the default ones"
+[[ ! ${sampling[1]} ]] || check_decimal --temperature "${sampling[1]}"
 for lr in "${lrs[@]}"; do
-  [[ $lr =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?$ ]] || refuse "--lrs $lr: it is no number"
+  check_decimal --lrs "$lr"
 done
 ((${#lrs[@]} == 0 || ${#lrs[@]} == rounds)) || refuse "--lrs has ${#lrs[@]} for $rounds rounds"
 [[ -f generate.py ]] || refuse "$PWD has no generate.py; start it from the repository's root"
@@ -213,7 +220,8 @@ for ((round = 1; round <= rounds; round++)); do
   lr=${lrs[round - 1]}
 
   stage "${answer[@]}" generate.py --model "$model" --input "${videos[@]//\{round\}/$round}" \
-    --output "$out/responses.jsonl" --seed "$round" "${which[@]}" "${common[@]}"
+    --output "$out/responses.jsonl" --seed "$round" "${which[@]}" "${sampling[@]}" \
+    "${common[@]}"
   stage "${answer[@]}" critique.py --model "${critic:-$model}" --input "$out/responses.jsonl" \
     --output "$out/critiques.jsonl" "${common[@]}"
   stage "${answer[@]}" refine.py --model "${critic:-$model}" --input "$out/critiques.jsonl" \

@@ -6,7 +6,7 @@
 
 tools.study compares recipes on `dev`, and the best of many is the best partly
 by luck. Here those that were chosen there answer the `test` of another world,
-made in the same way from a seed of its own: 3,600 questions about 600 videos.
+made in the same way from a seed of its own: 7,200 questions about 1,200 videos.
 The teacher of a recipe is the base that it starts from, when it criticises and
 revises its own answers. What is in the record is not scored again.
 """
@@ -27,7 +27,7 @@ from tools.study_tables import mean_and_error, print_rows, spread
 from tools.study_variants import ONE_ROUND, VARIANTS
 
 WORLD_SEED = 22  # no rounds, no dev and no leaderboard were drawn from it
-N_VIDEOS = 600
+N_VIDEOS = 1200
 TEST = Path(f"runs/shapes-{WORLD_SEED}")
 QUESTIONS = 6  # about each video
 TEACHER = "the base's revisions"
@@ -168,7 +168,7 @@ def print_tables(record: dict[Run, str]):
     title = (
         f"accuracy on test of world {WORLD_SEED} (n = {QUESTIONS * n_videos}, {n_videos} videos), "
         "scored once, and differences to the base's revisions (on dev tools.study chose out of "
-        f"{len(NAMES) - 2} recipes)"
+        f"{len(NAMES) - 2} recipes and controls)"
     )
     heads = ["base", "", "seeds", "accuracy", "difference, by seeds", "95% interval, over videos"]
     print_rows(title, [*heads, "share of the gap"], rows)
