@@ -16,6 +16,7 @@ writes   id, video, kind, question, initial. A row that fails stays in the file
          unreadable_video, bad_question, duplicate_question, truncated
 """
 
+import argparse
 import hashlib
 import itertools
 import os
@@ -421,7 +422,7 @@ def parse_args():
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
         "--temperature",
-        type=common.number_between(0),
+        type=temperature,
         default=1.0,
         help="of the initial answers; 0 is greedy",
     )
@@ -444,9 +445,20 @@ def parse_args():
         return args
     if not (args.model and args.input and (args.output or args.ask)):
         parser.error("--model, --input and --output are needed, or --ask in place of --output")
-    if 0 < args.temperature < 0.001:  # logits that are divided by less lose their differences
-        parser.error("argument --temperature: it must be 0, which is greedy, or 0.001 or more")
     return args
+
+
+def temperature(text: str) -> float:
+    """Read the option --temperature: an argparse type.
+
+    Logits that are divided by less than 0.001 lose their differences.
+    """
+    value = common.number_between(0)(text)
+    if 0 < value < 0.001:
+        raise argparse.ArgumentTypeError(
+            f"{text} is too low, it must be 0, which is greedy, or 0.001 or more"
+        )
+    return value
 
 
 def main():

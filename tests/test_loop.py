@@ -110,7 +110,7 @@ python -m tools.page r
 """
 
 REPLAYED = """\
-python -m tools.needs --model m --videos v --run r --rounds 2 --critic c --
+python -m tools.needs --model m --videos v --run r --rounds 2 --temperature 0 --critic c --
 # round 1
 python generate.py --model m --input v --output r/round1/responses.jsonl --seed 1 --temperature 0
 python critique.py --model c --input r/round1/responses.jsonl --output r/round1/critiques.jsonl
@@ -205,7 +205,6 @@ NO_FILE = "--prompts no.json: no such file; python generate.py --prompts list > 
         ("--model m --videos v --run r --beta 3", "--beta is no option here (those of dpo.py stand after --)"),
         ("--model m --videos v --run r --rounds 0", "--rounds 0: it must be a whole number from 1 on"),
         ("--model m --videos v --run r --limit many", "--limit many: it must be a whole number from 1 on"),
-        ("--model m --videos v --run r --temperature low", "--temperature low: it is no number"),
         ("--model m --videos v --run r --gate half", "--gate half: critic or none"),
         ("--model m --videos v --run r --prompts no.json", NO_FILE),
         ("--model m --videos v --run r --rounds 3 --lrs 1e-4 1e-5", "--lrs has 2 for 3 rounds"),

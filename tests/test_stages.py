@@ -404,7 +404,7 @@ def test_numbers_that_are_too_low_are_refused_by_name(option, least, stages, mon
     "option, good, bad, stages",
     [
         # float32 ends at 3.4e38, and begins with 1.4e-45: what is beyond is infinite there, or 0
-        ("temperature", ["0", "0.7", "1e38"], ["-0.1", "1e39", "1e-46"], [generate]),
+        ("temperature", ["0", "0.7", "1e38"], ["-0.1", "0.0009", "1e39", "1e-46"], [generate]),
         ("top-p", ["1e-6", "1"], ["0", "1.001", "1e-46"], [generate]),
         ("max-bad", ["0", "1"], ["-0.1", "1.1"], STAGES),
         ("save-every", ["0", "0.5", "1e6"], ["-1", "1e39"], [dpo]),

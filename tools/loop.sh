@@ -48,10 +48,6 @@ check_number() {  # option, value
   [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || refuse "$1 $2: it must be a whole number from 1 on"
 }
 
-check_decimal() {  # option, value
-  [[ $2 =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?$ ]] || refuse "$1 $2: it is no number"
-}
-
 given='' model='' videos=() run='' rounds=4 limit='' lrs=() benchmark=() beside='' dry_run=''
 critic='' replay=''
 sampling=() gate=() prompts=() frames=() batches=() training=()  # options as the stages take them
@@ -114,9 +110,8 @@ check_number --train-processes "$train_processes"
 [[ ! ${gate[1]} || ${gate[1]} =~ ^(critic|none)$ ]] || refuse "--gate ${gate[1]}: critic or none"
 [[ ! ${prompts[1]} || -f ${prompts[1]} ]] || refuse "--prompts ${prompts[1]}: no such file;" \
   "python generate.py --prompts list > FILE writes the default ones"
-[[ ! ${sampling[1]} ]] || check_decimal --temperature "${sampling[1]}"
 for lr in "${lrs[@]}"; do
-  check_decimal --lrs "$lr"
+  [[ $lr =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE]-?[0-9]+)?$ ]] || refuse "--lrs $lr: it is no number"
 done
 ((${#lrs[@]} == 0 || ${#lrs[@]} == rounds)) || refuse "--lrs has ${#lrs[@]} for $rounds rounds"
 [[ -f generate.py ]] || refuse "$PWD has no generate.py; start it from the repository's root"
@@ -205,7 +200,7 @@ trap stop_scoring EXIT
 
 call python -m tools.needs --model "$model" --videos "${videos[@]}" --run "$run" \
   --rounds "$rounds" ${limit:+--limit "$limit"} "${frames[@]}" "${prompts[@]}" "${batches[@]}" \
-  ${critic:+--critic "$critic"} "${several[@]}" \
+  "${sampling[@]}" ${critic:+--critic "$critic"} "${several[@]}" \
   ${benchmark:+--benchmark "${benchmark[@]}"} -- "${training[@]}"
 start_scoring "$model" "$run/base"
 first=$model

@@ -338,6 +338,7 @@ def parse_args():
     )
     common.add_frame_tokens(parser)
     add("--prompts", metavar="FILE", help="other prompts")
+    add("--temperature", type=generate.temperature, metavar="T", help="of the answers")
     add("--critic", metavar="M", help="model that criticises and revises in all rounds")
     add("--processes", type=common.at_least(1), default=1, metavar="N", help="that answer")
     add("--train-processes", type=common.at_least(1), default=1, metavar="N", help="that train")

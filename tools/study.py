@@ -322,20 +322,25 @@ def make_seen(n: int = 38):
 
 
 def make_bases(seeds: list[int], directory: Path) -> dict[int, Path]:
-    """Find the base models of these seeds, and make those that do not come with the repository.
+    """Make those base models of these seeds that do not come with the repository.
 
     Returns:
         {seed: directory of the model}
     """
-    bases = {}
-    for seed in seeds:
-        path = SISTERS / f"{seed}" if seed else BASE
-        if not path.exists():
-            path = directory / "bases" / f"{seed}"
+    bases = find_bases(seeds, directory)
+    for seed, path in bases.items():
         if not (path / "training.json").exists():  # the last file that is written
             command = [sys.executable, "-m", "shapes.pretrain", path, "--seed", f"{seed}"]
             subprocess.run(command, check=True)
-        bases[seed] = path
+    return bases
+
+
+def find_bases(seeds: list[int], directory: Path) -> dict[int, Path]:
+    """Name the directories of the base models of these seeds, whether they are there or not."""
+    bases = {}
+    for seed in seeds:
+        path = SISTERS / f"{seed}" if seed else BASE
+        bases[seed] = path if path.exists() else directory / "bases" / f"{seed}"
     return bases
 
 

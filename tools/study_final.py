@@ -1,18 +1,20 @@
-"""Does a recipe end above its teacher? Scored once, on a test that nothing was chosen on.
+"""Does a recipe end above its teacher? Scored once, where nothing was chosen.
 
-    python -m tools.study --bases 0 1 --only nll-2400    # trains the models
-    python -m tools.study_final --bases 0 1 --only paper nll-2400
-    python -m tools.study_final --record docs/final.jsonl    # docs/study.md's tables
+    python -m tools.study --bases 0 1 --only nll-2400-greedy    # trains the models
+    python -m tools.study_final --bases 0 1 --only nll-2400-greedy    # scores them
+    python -m tools.study_final --record docs/final.jsonl    # docs/study.md's figures
 
-tools.study compares recipes on `dev`, and the best of many is the best partly
-by luck. Here those that were chosen there answer the `test` of another world,
-made in the same way from a seed of its own: 7,200 questions about 1,200 videos.
-The teacher of a recipe is the base that it starts from, when it criticises and
+tools.study compares recipes on `dev`, and the best of many is partly lucky.
+Here those that were chosen there answer the `test` of another world, made in
+the same way from a seed of its own: 7,200 questions about 1,200 videos. The
+teacher of a recipe is the base that it starts from, when it criticises and
 revises its own answers. What is in the record is not scored again.
 """
 
 import argparse
+import json
 import os
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -21,20 +23,37 @@ import common
 import critique
 import evaluate
 import refine
-from tools import study
+from shapes import world
+from tools import study, study_record
 from tools.study_record import Run
-from tools.study_tables import mean_and_error, print_rows, spread
+from tools.study_tables import print_rows, spread
 from tools.study_variants import ONE_ROUND, VARIANTS
 
 WORLD_SEED = 22  # no rounds, no dev and no leaderboard were drawn from it
 N_VIDEOS = 1200
-TEST = Path(f"runs/shapes-{WORLD_SEED}")
+WORLD = Path("runs/study-final")  # not runs/shapes-22, where `make loop SEED=22` has its videos
 QUESTIONS = 6  # about each video
 TEACHER = "the base's revisions"
-NAMES = ["base", TEACHER, *VARIANTS, *ONE_ROUND]
+NAMES = ["base", TEACHER, *study_record.NAMES[1:]]
 
 # ------------------------------------------------------------------------------
 # Scoring
+
+
+def make_test():
+    """Make the videos and questions of the test, where they are missing.
+
+    Raises:
+        InputError: if there are others in their place
+    """
+    questions = WORLD / "test" / "questions.json"  # the last file that is written
+    if not questions.exists():
+        world.write_split(WORLD, "test", N_VIDEOS, WORLD_SEED)
+    n = len(json.loads(questions.read_text()))
+    if n != QUESTIONS * N_VIDEOS:
+        raise common.InputError(
+            f"{questions} has {n} questions, not {QUESTIONS * N_VIDEOS}: remove {WORLD}"
+        )
 
 
 def score_teacher(base: Path, out: Path):
@@ -48,25 +67,28 @@ def score_teacher(base: Path, out: Path):
 def score_model(model: Path, out: Path):
     """Let a model answer the test: out / predictions.jsonl."""
     words = ("--benchmark", "shapes", *study.TOGETHER)
-    study.run_stage(evaluate, model, TEST / "test", out, *words)
+    study.run_stage(evaluate, model, WORLD / "test", out, *words)
 
 
-def find_model(run: Path, name: str) -> Path:
+def find_model(output: Path, run: Run) -> Path:
     """Find the model that a run of tools.study ended with.
 
     Args:
-        run: directory of the run
-        name: one of VARIANTS or of ONE_ROUND
+        output: directory of the study
 
     Raises:
         InputError: if tools.study has not made it
     """
-    if name in VARIANTS:
-        model = study.find_model(run / f"round{study.ROUNDS[-1]}")
+    directory = study.run_directory(output, run)
+    if run.variant in VARIANTS:
+        model = study.find_model(directory / f"round{study.ROUNDS[-1]}")
     else:
-        model = run / ("average" if ONE_ROUND[name].trainings > 1 else "model0")
+        model = directory / ("average" if ONE_ROUND[run.variant].trainings > 1 else "model0")
     if not model.exists():
-        raise common.InputError(f"{model} is missing: python -m tools.study --only {name} makes it")
+        raise common.InputError(
+            f"{model} is missing. What makes it: python -m tools.study --output {output} --bases "
+            f"{run.base} --seeds {run.seed} --only {run.variant}"
+        )
     return model
 
 
@@ -90,9 +112,15 @@ def is_revision_right(row: dict) -> bool:
 
 
 def score_all(missing: list[Run], bases: dict[int, Path], output: Path) -> dict[Run, str]:
-    """Score runs, and the teachers that are among them -> {run: right answers to each video}.
+    """Score runs, and the teachers that are among them, on the test, which is made if need be.
 
     A base's own answers come with those of the teacher.
+
+    Returns:
+        {run: right answers to each video}
+
+    Raises:
+        InputError: before anything is scored, if a model is missing
     """
     jobs = []
     for run in missing:
@@ -100,10 +128,8 @@ def score_all(missing: list[Run], bases: dict[int, Path], output: Path) -> dict[
         if run.variant == TEACHER:
             jobs.append(study.Job(score_teacher, (bases[run.base], out)))
         else:
-            model = find_model(study.run_directory(output, run), run.variant)
-            jobs.append(study.Job(score_model, (model, out)))
-    options = {"--seed": WORLD_SEED, "--videos": 1, "--benchmark-videos": N_VIDEOS}
-    study.make_world(TEST, *(f"{word}" for pair in options.items() for word in pair))
+            jobs.append(study.Job(score_model, (find_model(output, run), out)))
+    make_test()
     study.run_phases([jobs], output / "final.log")
 
     right = {}
@@ -133,12 +159,18 @@ def read_record(path: Path) -> dict[Run, str]:
     """Read a record -> {run: a digit for each video, its right answers}; empty if there is none.
 
     Raises:
-        InputError: for a recipe that there is not (any more), or one whose teacher is missing
+        InputError: for a row that is none of this record, a recipe that there is not (any more), or
+            one whose base or teacher is missing
     """
     record = {}
     if path.exists():
-        for row in common.read_jsonl(path, (*Run._fields, "right")):
-            record[Run(row["base"], row["variant"], row["seed"])] = row["right"]
+        for row in common.read_jsonl(path, Run._fields):
+            run = Run(*(row[name] for name in Run._fields))
+            if not re.fullmatch(f"[0-{QUESTIONS}]{{{N_VIDEOS}}}", str(row.get("right"))):
+                raise common.InputError(
+                    f"{path}, {run}: `right` must have {N_VIDEOS} digits, right answers to a video"
+                )
+            record[run] = row["right"]
     for run in record:
         if run.variant not in NAMES:
             raise common.InputError(f"{path}: {run.variant!r} is none of {', '.join(NAMES)}")
@@ -154,47 +186,49 @@ def write_record(path: Path, record: dict[Run, str]):
     common.write_jsonl(path, [run._asdict() | {"right": record[run]} for run in runs])
 
 
-def print_tables(record: dict[Run, str]):
-    """Print the accuracy by base and recipe, and how far above its teacher a recipe ends."""
-    bases = sorted({run.base for run in record})
-    names = [name for name in NAMES if any(run.variant == name for run in record)]
+def print_table(record: dict[Run, str]):
+    """Print the accuracy by base and recipe, and differences to the teacher and to paper."""
     rows = []
-    for base in bases:
-        for name in names:
-            seeds = [right for run, right in record.items() if run[:2] == (base, name)]
+    for base in sorted({run.base for run in record}):
+        for name in NAMES:
+            seeds = select(record, base, name)
             if seeds:
                 rows.append([f"{base}", name, f"{len(seeds)}", *describe(record, base, seeds)])
-    n_videos = len(next(iter(record.values())))
     title = (
-        f"accuracy on test of world {WORLD_SEED} (n = {QUESTIONS * n_videos}, {n_videos} videos), "
-        "scored once, and differences to the base's revisions (on dev tools.study chose out of "
-        f"{len(NAMES) - 2} recipes and controls)"
+        f"accuracy on test of world {WORLD_SEED} (n = {QUESTIONS * N_VIDEOS}, {N_VIDEOS} videos), "
+        "scored once; behind a difference its 95% interval over videos (chosen on dev, where "
+        f"tools.study has {len(NAMES) - 2} recipes and controls)"
     )
-    heads = ["base", "", "seeds", "accuracy", "difference, by seeds", "95% interval, over videos"]
-    print_rows(title, [*heads, "share of the gap"], rows)
+    heads = ["base", "", "seeds", "accuracy", "share of the gap"]
+    print_rows(title, [*heads, f"minus {TEACHER}", "minus the paper's loop"], rows)
+
+
+def select(record: dict[Run, str], base: int, name: str) -> list[str]:
+    """Select the right answers of a recipe on one base, for each loop seed."""
+    return [right for run, right in record.items() if run[:2] == (base, name)]
 
 
 def describe(record: dict[Run, str], base: int, seeds: list[str]) -> list[str]:
-    """Describe a recipe on one base: accuracy, differences to the teacher, share of the gap.
+    """Describe a recipe on one base, in the mean of its loop seeds.
 
     Args:
         seeds: right answers to each video, for each loop seed
 
     Returns:
-        four cells: accuracy; the difference with its standard error over loop seeds; its 95%
-        interval over videos; the share of the gap between base and teacher
+        four cells: accuracy; the share of the gap between base and teacher; the difference to the
+        teacher; that to the paper's loop, if it is there
     """
-    teacher = record[Run(base, TEACHER, 0)]
-    before = accuracy(record[Run(base, "base", 0)])
+    [before] = select(record, base, "base")
+    teacher = select(record, base, TEACHER)
+    papers = select(record, base, "paper")
     accuracies = [accuracy(right) for right in seeds]
-    differences = [each - accuracy(teacher) for each in accuracies]
-    low, high = evaluate.interval(list_differences(seeds, teacher), mean_difference)
-    share = (statistics.mean(accuracies) - before) / (accuracy(teacher) - before)
+    gap = accuracy(teacher[0]) - accuracy(before)
+    closed = statistics.mean(accuracies) - accuracy(before)
     return [
         spread(accuracies),
-        mean_and_error(differences),
-        f"{low:+.3f} to {high:+.3f}",
-        f"{share:.0%}",
+        f"{closed / gap:.0%}" if gap else "",
+        "" if seeds == teacher else compare(seeds, teacher),
+        "" if seeds == papers or not papers else compare(seeds, papers),
     ]
 
 
@@ -207,14 +241,18 @@ def accuracy(right: str) -> float:
     return sum(map(int, right)) / (QUESTIONS * len(right))
 
 
-def list_differences(seeds: list[str], teacher: str) -> list[dict]:
-    """List by video how much better a recipe is than its teacher, in the mean of its loop seeds."""
+def compare(seeds: list[str], others: list[str]) -> str:
+    """Format how much more is right than with others, each in the mean of its loop seeds.
+
+    Behind it stands the 95% interval, bootstrapped over videos.
+    """
     rows = []
-    for number, digits in enumerate(zip(teacher, *seeds, strict=True)):
-        by_teacher, *by_seed = map(int, digits)
-        difference = (statistics.mean(by_seed) - by_teacher) / QUESTIONS
+    for number, digits in enumerate(zip(*seeds, *others, strict=True)):
+        right = [int(digit) / QUESTIONS for digit in digits]
+        difference = statistics.mean(right[: len(seeds)]) - statistics.mean(right[len(seeds) :])
         rows.append({"video": f"{number}", "difference": difference})
-    return rows
+    low, high = evaluate.interval(rows, mean_difference)
+    return f"{mean_difference(rows):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def mean_difference(rows: list[dict]) -> float:
@@ -234,9 +272,9 @@ def parse_args():
         "--bases",
         type=common.seed_number,
         nargs="+",
+        default=[0],
         metavar="SEED",
-        help="of the bases that are scored, with their models (default: none, and what the record "
-        "has is printed)",
+        help="of the bases",
     )
     add(
         "--seeds",
@@ -266,25 +304,25 @@ def parse_args():
 
 
 def main():
-    """Score what is missing, then print the tables."""
+    """Score what is missing, then print the table of all that was scored."""
     args = parse_args()
+    if args.record and not args.record.exists():
+        raise common.InputError(f"{args.record}: no such file; leave --record out to begin one")
     path = args.record or args.output / "final.jsonl"
-    lock = study.lock_output(args.output)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
     record = read_record(path)
     wanted = []
-    for base in args.bases or []:
+    for base in args.bases:
         wanted.append(Run(base, TEACHER, 0))
         wanted += [Run(base, name, seed) for name in args.only for seed in args.seeds]
-    missing = [run for run in wanted if run not in record]
+    missing = [run for run in dict.fromkeys(wanted) if run not in record]
     if missing:
-        bases = study.make_bases(args.bases, args.output)
+        lock = study.lock_output(args.output)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of all processes started here: there is one a core
+        bases = study.find_bases(args.bases, args.output)
         record |= score_all(missing, bases, args.output)
         write_record(path, record)
-    if not record:
-        raise common.InputError(f"{path}: no such file, and no --bases to score")
-    print_tables(record)
-    lock.release()
+        lock.release()
+    print_table(record)
 
 
 if __name__ == "__main__":
