@@ -206,9 +206,14 @@ def score_revisions(rows: list[dict]) -> float:
     known = [row for row in rows if "initial" in row and row["answer"] is not None]
     n_right = 0
     for row in known:
-        answer = row.get("revised", row["initial"])
-        n_right += evaluate.parse_reply(row, answer) == row["answer"]
+        n_right += is_revision_right(row)
     return ratio(n_right, len(known))
+
+
+def is_revision_right(row: dict) -> bool:
+    """Tell whether an answer is right after its revision; one that has none stays as it was."""
+    answer = row.get("revised", row["initial"])
+    return evaluate.parse_reply(row, answer) == row["answer"]
 
 
 def ratio(part: float, whole: float) -> float:

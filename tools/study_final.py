@@ -24,7 +24,7 @@ import critique
 import evaluate
 import refine
 from shapes import world
-from tools import study, study_record
+from tools import report, study, study_record
 from tools.study_record import Run
 from tools.study_tables import print_rows, spread
 from tools.study_variants import ONE_ROUND, VARIANTS
@@ -105,12 +105,6 @@ def count_right(file: Path, is_right: Callable[[dict], bool]) -> str:
     return "".join(f"{sum(by_video[video])}" for video in sorted(by_video))
 
 
-def is_revision_right(row: dict) -> bool:
-    """Tell whether an answer is right after its revision; one that has none stays as it was."""
-    answer = row.get("revised", row["initial"])
-    return evaluate.parse_reply(row, answer) == row["answer"]
-
-
 def score_all(missing: list[Run], bases: dict[int, Path], output: Path) -> dict[Run, str]:
     """Score runs, and the teachers that are among them, on the test, which is made if need be.
 
@@ -140,7 +134,7 @@ def score_all(missing: list[Run], bases: dict[int, Path], output: Path) -> dict[
             out / "predictions.jsonl", lambda row: row["correct"]
         )
         if run.variant == TEACHER:
-            right[run] = count_right(out / "pairs.jsonl", is_revision_right)
+            right[run] = count_right(out / "pairs.jsonl", report.is_revision_right)
     return right
 
 
