@@ -5,7 +5,8 @@ r"""Stage 4: direct preference optimization on the pairs, written out by hand.
     python dpo.py --model shapes/model --output runs/mine/both/model \
         --input runs/mine/round1/pairs.jsonl runs/mine/round2/pairs.jsonl
 
-The language model is trained; the vision tower and the projector are frozen.
+The language model is trained; the vision tower and the projector are frozen
+(--tune all: are trained, too).
 Per step: for each of --videos-per-step videos (or segments, if rows have start
 and end) one forward and one backward pass over
 
@@ -64,8 +65,14 @@ PER_TOKEN = ("ipo",)
 REFERENCE_FREE = ()
 
 # Learning rate by what is trained: factors want about ten times that of all weights
-RATES = {"full": 5e-7, "lora": 5e-6}
+RATES = {"full": 5e-7, "all": 5e-7, "lora": 5e-6}
 LORA_RANK = 16
+
+TRAINED = {
+    "full": "all weights of the language model",
+    "all": "all weights, also of the vision tower and the projector",
+    "lora": "LoRA's factors",
+}
 
 
 # ------------------------------------------------------------------------------
@@ -383,7 +390,7 @@ def name_as_in_file(pairs: list[dict]) -> list[dict]:
 def check_adapter(args):
     """Raise InputError if the options do not go with a model that is an adapter."""
     adapter = vlm.read_adapter(args.model)
-    if adapter.rank and args.tune == "full":
+    if adapter.rank and args.tune != "lora":
         raise common.InputError(
             f"{args.model} is an adapter: train it further with --tune lora, "
             "or merge it first (python -m tools.merge)"
@@ -461,7 +468,7 @@ def load_policy(args):
         adapter = vlm.Adapter(args.model, rank=args.lora_rank, alpha=alpha)
 
     if common.process().n > 1:  # FSDP2: each process holds its rows of every weight
-        freeze = functools.partial(freeze_all_but_language, tune=args.tune)
+        freeze = functools.partial(freeze_weights, tune=args.tune)
         model, tokenizer = sharding.load(args, adapter, freeze)
         return model, tokenizer, adapter
     model, tokenizer = vlm.load(args)
@@ -471,19 +478,26 @@ def load_policy(args):
     return model, tokenizer, adapter
 
 
-def freeze_all_but_language(model, checkpointing: bool = False, tune: str = "full") -> list:
-    """Freeze all weights but those of the language model and its head, or but LoRA's factors.
+def freeze_weights(model, checkpointing: bool = False, tune: str = "full") -> list:
+    """Freeze all weights but those that are trained.
+
+    tune: "full" trains the language model with its head, "lora" LoRA's factors, "all" everything
 
     Returns:
         the weights that are trained
     """
     if checkpointing:  # transformers checkpoints in train mode alone
-        model.model.language_model.train().activation_checkpointing_enable()
+        part = model.model if tune == "all" else model.model.language_model
+        part.train().activation_checkpointing_enable()
     model.requires_grad_(False)
     trained = []
     for name, weight in model.named_parameters():
         in_language = name.startswith(("model.language_model", "lm_head"))
-        if in_language and (tune == "full" or ".lora_" in name):
+        if tune == "lora":
+            is_trained = in_language and ".lora_" in name
+        else:
+            is_trained = in_language or tune == "all"
+        if is_trained:
             trained.append(weight.requires_grad_())
     return trained
 
@@ -625,8 +639,7 @@ def begin(args, groups: list, meta: dict):
                     f"--overwrite would remove --input {input}, which is in the output"
                 )
     if lock:
-        trained = "LoRA's factors" if args.tune == "lora" else "all weights of the language model"
-        print(f"training {trained}, learning rate {args.lr:g}, loss {args.loss}")
+        print(f"training {TRAINED[args.tune]}, learning rate {args.lr:g}, loss {args.loss}")
         tell_where_from(args, groups, meta)
     return outputs.begin_together(lock, args.output, meta)
 
@@ -768,7 +781,13 @@ def parse_args():
     )
 
     add = parser.add_argument_group("the updates").add_argument
-    add("--tune", choices=("full", "lora"), default="full", help="lora: write an adapter")
+    add(
+        "--tune",
+        choices=tuple(TRAINED),
+        default="full",
+        help="full: the language model; all: also the vision tower and the projector; lora: "
+        "factors, written as an adapter",
+    )
     add(
         "--lora-rank",
         type=common.at_least(1, 4096),
@@ -854,7 +873,7 @@ def main():
 
     # What is trained. AdamW updates float32 masters: bfloat16 would round small updates away.
     model, tokenizer, adapter = load_policy(args)
-    weights = freeze_all_but_language(model, args.activation_checkpointing, args.tune)
+    weights = freeze_weights(model, args.activation_checkpointing, args.tune)
     outputs.check_disk(model, weights, args)
     outputs.make_directory(args, meta)
     masters = [w if w.dtype == torch.float32 else w.detach().float() for w in weights]

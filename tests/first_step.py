@@ -27,7 +27,7 @@ def compute(dtype, words):
         exact.start()
     root, groups = dpo.read_pairs(args, "{question}")
     model, tokenizer, _ = dpo.load_policy(args)
-    dpo.freeze_all_but_language(model, args.activation_checkpointing, args.tune)
+    dpo.freeze_weights(model, args.activation_checkpointing, args.tune)
     if args.tune == "lora":  # with B = 0 the gradient of A is 0
         draw_second_factors(model)
 

@@ -687,7 +687,7 @@ def test_one_step_of_dpo_lowers_the_loss_from_ln_2(roomy, letters, frames):
         {"prompt": "why?", "chosen": "it was hit.", "rejected": "it moves by itself."},
         {"prompt": "where?", "chosen": "left.", "rejected": "right."},
     ]
-    optimizer = torch.optim.AdamW(dpo.freeze_all_but_language(roomy), 1e-3)
+    optimizer = torch.optim.AdamW(dpo.freeze_weights(roomy), 1e-3)
 
     sums, _ = dpo.pair_logps(roomy, letters, video, pairs)
     reference = sums.detach()

@@ -1,6 +1,7 @@
 """The training stage as a whole, on four pairs about two videos."""
 
 import argparse
+import copy
 import json
 import math
 import pathlib
@@ -94,6 +95,42 @@ def test_it_learns_the_pairs_and_leaves_the_vision_tower_alone(train, model):
     assert of_base <= {path.name for path in output.iterdir()}
 
 
+def test_tune_all_trains_every_weight(train, model, capsys):
+    output, metrics = train("model", "--tune", "all", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
+    assert "training all weights, also of the vision tower and the projector" in capsys.readouterr().out
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # policy = reference
+    assert metrics[-1]["rewards/accuracies"] == 1.0
+    trained = vlm.load_model(output, ["cpu"])
+    for (name, before), (_, after) in zip(model.named_parameters(), trained.named_parameters()):
+        assert not torch.equal(before, after), name
+
+
+def test_the_gradient_of_the_vision_tower_is_the_slope_of_the_loss(tokenizer, frames, model):
+    """Oracle: (f(w + h g) - f(w - h g)) / 2h is |g|^2, where f is a sum of log-probs and g its gradient in w."""
+    model = copy.deepcopy(model).double()
+    dpo.freeze_weights(model, tune="all")
+    branches = [vlm.encode_branch(tokenizer, question, answer) for _, question, answer, _ in PAIRS]
+
+    def total():
+        sums, _ = vlm.branch_logps(model, vlm.Video(model, tokenizer, frames), branches)
+        return sums.sum()
+
+    total().backward()
+    for part in (model.model.vision_tower, model.model.multi_modal_projector):
+        weights = list(part.parameters())
+        squared = sum(weight.grad.square().sum().item() for weight in weights)
+        values = []
+        h = 1e-4 / math.sqrt(squared)
+        gradients = [weight.grad for weight in weights]
+        with torch.no_grad():
+            for times in (h, -2 * h):  # to w + h g, then to w - h g
+                torch._foreach_add_(weights, gradients, alpha=times)
+                values.append(total().item())
+            torch._foreach_add_(weights, gradients, alpha=h)
+        slope = (values[0] - values[1]) / (2 * h)
+        assert slope == pytest.approx(squared, rel=1e-3)  # log-probs are float32
+
+
 def test_bfloat16_trains_on_float32_masters(train):
     # At this rate a step is below bfloat16's resolution for most weights, but the masters add the steps up
     output, metrics = train("model", "--dtype", "bfloat16", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
@@ -137,7 +174,7 @@ def test_the_learning_rate_warms_up_and_cools_down():
 
 
 # With LoRA nothing before the first layer has a gradient; its factors have theirs all the same
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("tune", ["full", "all", "lora"])
 def test_activation_checkpointing_changes_nothing_but_memory(train, monkeypatch, tune):
     flags = ("--lr", "1e-3", "--epochs", "2", "--tune", tune)
     sdpa = transformers.AttentionInterface()["sdpa"]
@@ -157,7 +194,8 @@ def test_activation_checkpointing_changes_nothing_but_memory(train, monkeypatch,
     # of the vision tower, and in the 4 layers of the language model once for the video, once for the branches.
     n_language = 4 * 2
     assert n_plain == 2 * 3 * (2 + n_language)
-    assert n_saved == n_plain + 2 * 2 * n_language  # again in the backward passes of two epochs
+    n_again = 2 + n_language if tune == "all" else n_language
+    assert n_saved == n_plain + 2 * 2 * n_again  # again in the backward passes of two epochs
     mine = vlm.load_model(saved, ["cpu"]).parameters()
     theirs = vlm.load_model(plain, ["cpu"]).parameters()
     for one, other in zip(mine, theirs):

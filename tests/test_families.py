@@ -340,7 +340,7 @@ def logp_alone(model, video, branch):
 
 def test_packed_log_probs_and_gradients_equal_separate_ones(model, tokenizer, video):
     branches = [vlm.encode_branch(tokenizer, question, answer) for question in QUESTIONS for answer in ANSWERS[:2]]
-    parameters = [*model.model.language_model.parameters(), model.lm_head.weight]
+    parameters = dpo.freeze_weights(model)  # those that are not frozen
     weights = torch.linspace(-1, 1, len(branches))
     packed, _ = vlm.branch_logps(model, video, branches)
     mine = torch.autograd.grad((packed * weights).sum(), parameters)
@@ -434,7 +434,7 @@ def run(main, name, *options, monkeypatch):
     main()
 
 
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("tune", ["full", "all", "lora"])
 def test_dpo_trains_it(directory, pairs, tmp_path, tune, monkeypatch):
     """At the first step policy and reference are one: the loss is ln 2. What is saved opens again."""
     options = ["--model", directory, "--input", pairs, "--videos", tmp_path / "videos" / "round1"]
@@ -454,7 +454,10 @@ def test_dpo_trains_it(directory, pairs, tmp_path, tune, monkeypatch):
         rewards.append(vlm.branch_logps(model, video, branches)[0])
     chosen, rejected = rewards[1] - rewards[0]
     assert chosen > rejected
-    if tune == "full":
+    if tune != "lora":
+        for name, weight in before.named_parameters():
+            is_moved = not torch.equal(weight, dict(after.named_parameters())[name])
+            assert is_moved == (tune == "all" or "language_model" in name or "lm_head" in name), name
         theirs = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
         for name, tensor in theirs.named_parameters():
             assert torch.equal(dict(after.named_parameters())[name], tensor), name

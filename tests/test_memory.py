@@ -98,7 +98,7 @@ def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, fra
     model = copy.deepcopy(model)
     if tune == "lora":
         vlm.add_lora(model.model.language_model.layers, 16, 32)
-    dpo.freeze_all_but_language(model, tune=tune)
+    dpo.freeze_weights(model, tune=tune)
     with memory.count_kept(list(model.parameters())) as kept:
         vlm.branch_logps(model, video, branches)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -109,6 +109,39 @@ def test_what_is_counted_on_meta_is_what_a_real_pass_keeps(model, tokenizer, fra
     head = one - layer
     n_layers = model.config.text_config.num_hidden_layers
     assert n_layers * layer + head == pytest.approx(real, rel=0.1)
+
+
+def test_what_is_counted_of_the_vision_tower_is_what_a_real_pass_keeps(model, frames, tokenizer):
+    """--tune all: the tiny model looks at 8 frames, and autograd keeps what the tower's gradients need."""
+    counted = memory.sum_tower(model.config, 1, options(frames=len(frames), dtype="float32"))
+    model = copy.deepcopy(model)
+    dpo.freeze_weights(model, tune="all")
+    with memory.count_kept(list(model.parameters())) as kept:
+        vlm.Video(model, tokenizer, frames)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert counted == pytest.approx(real, rel=0.1)
+
+    # All of it is on the first device, where the tower is, and its weights are trained there
+    full, all_weights = (plan_8b(2, tune=tune) for tune in ("full", "all"))
+    assert all_weights[1] == full[1]
+    [one] = plan_8b(1, tune="all")
+    [alone] = plan_8b(1)
+    of_tower = one.activations - alone.activations
+    assert all_weights[0].activations == full[0].activations + 8 * of_tower  # 8 videos a step come first
+    n_tower = (all_weights[0].gradients - full[0].gradients) // 2
+    assert n_tower == pytest.approx(338e6, rel=0.01)  # InternViT-300M with its projector: 304 and 34 million
+
+
+def test_checkpointing_keeps_what_goes_into_the_layers_of_the_vision_tower():
+    """By hand: 24 layers, each with 32 frames x 1,025 tokens x 1,024 numbers of 2 bytes, in place of all within."""
+    [plain] = plan_8b(1, tune="all")
+    [saved] = plan_8b(1, tune="all", activation_checkpointing=True)
+    language = plan_8b(1)[0].activations, plan_8b(1, activation_checkpointing=True)[0].activations
+    inputs = 24 * 32 * 1025 * 1024 * 2
+    kept, left = plain.activations - language[0], saved.activations - language[1]
+    layer = (kept - left + inputs) / (24 - 1)  # 24 layers' insides are gone, but for the one at work
+    assert inputs < left < inputs + 2 * layer
+    assert kept > 24 * layer
 
 
 @pytest.mark.parametrize("gpus, n_devices", [("1 x 24 GB", 1), ("2 x 80 GB", 2), ("4 x 80 GB", 4), ("8 x 40 GB", 8)])

@@ -161,7 +161,7 @@ def branches(tokenizer):
 
 def update(model, video, branches, tune="full"):
     """Give log-probs, gradients, and the weights after one step of AdamW."""
-    weights = dpo.freeze_all_but_language(model, tune=tune)
+    weights = dpo.freeze_weights(model, tune=tune)
     sums, _ = vlm.branch_logps(model, video, branches)
     (sums[0] - sums[1]).backward()
     gradients = [weight.grad for weight in weights]
@@ -259,7 +259,7 @@ def trace(model, tokenizer, video, monkeypatch):
     watched = ((pairs, video) for _, pairs in batch)
 
     args = argparse.Namespace(loss="sigmoid", sft_on="chosen", beta=0.5, label_smoothing=0.0, nll_weight=0.0)
-    dpo.freeze_all_but_language(model)
+    dpo.freeze_weights(model)
     with monkeypatch.context() as patch:
         patch.setattr(dpo, "pair_logps", traced)
         step = dpo.accumulate(model, tokenizer, watched, batch, reference, args)

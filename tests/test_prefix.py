@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+import dpo
 import generate
 import prompts
 import vlm
@@ -65,7 +66,8 @@ def logps_alone(model, video, branches):
 
 
 def test_packed_log_probs_and_gradients_equal_separate_ones(model, video, branches):
-    parameters = list(model.model.language_model.parameters())
+    model = copy.deepcopy(model)
+    parameters = dpo.freeze_weights(model)  # those that are not frozen
     weights = torch.linspace(-1, 1, len(branches))  # so that no two branches could be exchanged unseen
 
     packed, lengths = vlm.branch_logps(model, video, branches)

@@ -201,7 +201,7 @@ def load_to_train(directory):
         model, tokenizer, list of the weights that are trained
     """
     model, tokenizer = load_to_decode(directory)
-    weights = dpo.freeze_all_but_language(model)
+    weights = dpo.freeze_weights(model)
     return model, tokenizer, weights
 
 
@@ -352,7 +352,7 @@ def load_trl(directory, args, completions_only: bool):
         processing_class=make_trl_processor(),
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    weights = dpo.freeze_all_but_language(trainer.model)
+    weights = dpo.freeze_weights(trainer.model)
     return trainer, batch, weights
 
 

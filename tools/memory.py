@@ -11,7 +11,8 @@ weights, gradients, AdamW    counted tensor by tensor
 activations    the language model runs forward on torch's meta device, where
                tensors have shapes but no numbers, and what autograd would keep
                for the backward pass is added up. Flash attention is assumed:
-               q, k, v and the output are kept, no matrix of scores
+               q, k, v and the output are kept, no matrix of scores. With --tune all
+               the vision tower runs as well: InternVL's, Qwen-VL's is not counted
 training       the larger of two moments: the end of the forward pass, and
                AdamW's step, when the activations are gone, but 4 more bytes a
                trained weight are needed
@@ -30,6 +31,7 @@ for training, some GiB for answering.
 import argparse
 import contextlib
 import copy
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +77,7 @@ def plan(config, devices: list[str], args) -> list[Row]:
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
     if lora_rank:
         vlm.add_lora(model.model.language_model.layers, lora_rank, 2 * lora_rank)
-    dpo.freeze_all_but_language(model, tune=args.tune)
+    dpo.freeze_weights(model, tune=args.tune)
 
     place = vlm.plan_placement(config, devices)
     device_numbers = vlm.split_layers(config.text_config.num_hidden_layers, len(devices))
@@ -87,6 +89,8 @@ def plan(config, devices: list[str], args) -> list[Row]:
         weights = [weight for name, weight in model.named_parameters() if place(name) == device]
         n_layers = device_numbers.count(number)
         activations = sum_activations(sizes, n_layers, number, len(devices), args)
+        if number == 0 and args.tune == "all":
+            activations += sum_tower(config, len(devices), args)
         cache = args.videos_per_batch * n_layers * sizes.cache
         rows.append(make_row(weights, n_layers, activations, cache))
     return rows
@@ -129,7 +133,7 @@ def plan_process(config, args) -> Row:
     whole = sum(w.nbytes for name, w in model.named_parameters() if not is_divided(name))
     if args.tune == "lora":
         vlm.add_lora(language.layers, args.lora_rank, 2 * args.lora_rank)
-    trained = dpo.freeze_all_but_language(model, tune=args.tune)
+    trained = dpo.freeze_weights(model, tune=args.tune)
     n_trained = sum(weight.numel() for weight in trained)
     divided = [weight for name, weight in model.named_parameters() if is_divided(name)]
     n_frozen = sum(weight.numel() for weight in divided) - n_trained
@@ -293,6 +297,44 @@ def kept_bytes(
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+def sum_tower(config, n_devices: int, args) -> int:
+    """Add up the bytes of activations of the vision tower and the projector, as sum_activations.
+
+    Returns:
+        0 for Qwen-VL, whose tower looks at numbers, which tensors on meta do not have
+    """
+    if config.model_type != "internvl":
+        return 0
+    dtype = getattr(torch, args.dtype)
+    vision = config.vision_config
+    one_layer = kept_by_tower(config, 1, args.frames, dtype)
+    layer = kept_by_tower(config, 2, args.frames, dtype) - one_layer
+    kept = layer
+    if args.activation_checkpointing:
+        n_patches = math.prod(vision.image_size) // math.prod(vision.patch_size)
+        kept = args.frames * (n_patches + 1) * vision.hidden_size * dtype.itemsize  # its input
+    n_videos = args.videos_per_step if n_devices > 1 else 1
+    total = n_videos * (vision.num_hidden_layers * kept + one_layer - layer)
+    if args.activation_checkpointing:
+        total += layer  # the one that is computed again
+    return total
+
+
+def kept_by_tower(config, n_layers: int, n_frames: int, dtype: torch.dtype) -> int:
+    """Count the bytes that the backward pass needs of InternVL's vision tower and projector."""
+    transformers.AttentionInterface.register("kept", attend)
+    config = copy.deepcopy(config)
+    config.vision_config.num_hidden_layers = n_layers
+    config.vision_config._attn_implementation = "kept"
+    height, width = config.vision_config.image_size
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        pixels = torch.empty(n_frames, 3, height, width, dtype=dtype)
+    with count_kept(list(model.parameters())) as kept:
+        model.get_image_features(pixel_values=pixels)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
 def build_language_model(config, n_layers: int, dtype: torch.dtype, lora_rank: int):
     """Build a language model of n layers on torch's meta device, with `attend` as its attention.
 
@@ -374,6 +416,8 @@ def main():
     args = parse_args()
     if args.processes and args.devices > 1:
         raise common.InputError("--processes have one device each: leave --devices out")
+    if args.processes and args.tune == "all":
+        raise common.InputError("--tune all trains in one process: leave --processes out")
     adapter = vlm.read_adapter(args.model)
     args.lora_rank = adapter.rank or args.lora_rank  # one that is trained further keeps its own
     config = placement.read_config(vlm.find_base(args.model), args.frame_tokens)
@@ -463,9 +507,9 @@ def parse_args(words: list[str] | None = None):
     )
     training.add_argument(
         "--tune",
-        choices=("full", "lora"),
+        choices=tuple(dpo.TRAINED),
         default="full",
-        help="all weights of the language model, or LoRA's factors alone",
+        help="all weights of the language model, all weights, or LoRA's factors alone",
     )
     training.add_argument(
         "--lora-rank",

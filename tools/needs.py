@@ -381,6 +381,10 @@ def parse_training(args, words: list[str]):
             "--overwrite and --limit behind --: the former would lose finished rounds (begin "
             "another --run), the latter belongs before --"
         )
+    if training.tune == "all" and args.train_processes > 1:
+        raise common.InputError(
+            "--tune all behind --: it trains in one process, without --train-processes"
+        )
     return training
 
 

@@ -45,7 +45,7 @@ def measure(model_directory: str, output: Path, args) -> Peaks:
     words = argparse.Namespace(
         model=model_directory, devices="cpu", dtype="bfloat16", frames=8, frame_tokens=None, seed=0
     )
-    freeze = functools.partial(dpo.freeze_all_but_language, tune="full")
+    freeze = functools.partial(dpo.freeze_weights, tune="full")
     torch.set_num_threads(1)
     begin = start_peak()
     model, _ = sharding.load(words, Adapter(model_directory, 0, 0), freeze)

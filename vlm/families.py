@@ -55,9 +55,10 @@ class Look(NamedTuple):
     inputs: dict  # keyword arguments of a forward pass over ids: the features, ready for the model
 
 
-@torch.no_grad()
 def look(model, tokenizer, frames, seconds) -> Look:
     """Run the vision tower and the projector over a video, once, whatever is asked about it.
+
+    The features have a gradient where these two are trained.
 
     Args:
         frames: uint8 (F, height, width, 3), RGB

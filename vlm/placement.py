@@ -141,7 +141,7 @@ def load_tokenizer(path):
 
 
 def load_model(path, devices=None, dtype=None, frame_tokens=None):
-    """Load a model in eval mode, its layers spread over one or more devices.
+    """Load a model in eval mode, all weights frozen, its layers spread over one or more devices.
 
     Args:
         path: directory of a checkpoint, directory of a LoRA adapter (which is not merged:
@@ -175,7 +175,7 @@ def load_model(path, devices=None, dtype=None, frame_tokens=None):
     if len(set(devices)) > 1:
         move_activations(model)
         print_placement(model, place)
-    return model.eval()
+    return model.eval().requires_grad_(False)  # what is trained of it, dpo.py says
 
 
 def check_devices(devices: list[str]):

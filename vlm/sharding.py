@@ -43,9 +43,17 @@ LANGUAGE = ("model.language_model", "lm_head")  # what is divided
 
 
 def check_devices(args):
-    """Raise InputError if --devices or torchrun give a process more than one device."""
+    """Raise InputError if --devices or torchrun give a process more than one device.
+
+    Or if the vision tower is to be trained, too, which is whole in each of several processes.
+    """
     if common.process().n == 1:
         return
+    if args.tune == "all":
+        raise common.InputError(
+            "--tune all trains in one process, started by python; torchrun's divide the language "
+            "model alone"
+        )
     if args.devices not in (None, "cpu"):
         raise common.InputError(
             f"--devices {args.devices}: under torchrun each process trains on one GPU of its own; "
