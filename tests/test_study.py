@@ -423,7 +423,13 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
     assert rounds[1:] == [record[Key(1, "replay-600", 2, n)] for n in study.ROUNDS]
     one_round = study_record.list_one_round(again)
     assert [name for base, name in one_round if base == 0] == list(study.ONE_ROUND)
-    assert [name for base, name in one_round if base == 1] == ["dpo-2400", "nll-800", "nll-2400", "nll-2400-greedy"]
+    assert [name for base, name in one_round if base == 1] == [
+        "dpo-2400",
+        "nll-800",
+        "nll-2400",
+        "nll-2400-greedy",
+        "views-2400",
+    ]
     assert one_round[1, "nll-800"] == [record[Key(1, "nll-800", seed, 1)] for seed in (1, 2)]
 
 
@@ -507,9 +513,55 @@ def test_a_pool_is_asked_as_it_says(tmp_path, monkeypatch):
     assert "runs/shapes600/round4" in said[3] and "--seed 21 --temperature 0.0" in said[3]
 
 
+def test_views_are_asked_each_alone_and_learned_together(tmp_path, monkeypatch):
+    """Of three rows about each of three views two agree: six are learned, by the tower, too."""
+    said = []
+
+    def pretend(module, model, inputs, output, *more):
+        """Write what a stage would: in the first copy the third answer is another one."""
+        said.append(" ".join(map(str, (module.__name__, inputs, *more))))
+        if module is not study.refine:
+            return
+        rows = [row | {"dropped": "no_error_found"} for row in ROWS[:3]]
+        if output.parent.name == "right3":
+            rows[2] = rows[2] | {"initial": "another."}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        common.write_jsonl(output, rows)
+        finished = {"stage": "refine.py", "root": str(output.parent), "finished": {"account": ""}}
+        common.write_json(common.meta_path(output), finished)
+
+    monkeypatch.setattr(study, "run_stage", pretend)
+    pool = tmp_path / "seed1" / "greedy-2400-views"
+    study.make_pool("greedy-2400-views", 1, "base", pool)
+    asked = [words for words in said if words.startswith("tools.answer")]
+    assert [f"--videos runs/shapes600-{name} " in words for name, words in zip(study.SHIFTS, asked)] == [True, True]
+
+    out = tmp_path / "seed1" / "views-2400"
+    study.run_one_round("views-2400", 1, tmp_path / "base", out)
+    [training] = [words for words in said if words.startswith("dpo")]
+    assert "--nll-weight 1.0 --tune all" in training
+    for name in ("edited", "edited-right3", "edited-up3"):
+        assert f"{out / name}.jsonl" in training
+        learned = [row["id"] for row in common.read_jsonl(out / f"{name}.jsonl") if "dropped" not in row]
+        assert learned == [row["id"] for row in ROWS[:2]]
+
+
+def test_copies_are_made_of_the_videos_of_all_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "MORE_VIDEOS", tmp_path / "shapes600")
+    for n in study.ROUNDS:
+        world.write_split(tmp_path / "shapes600", f"round{n}", 1, seed=0)
+    assert study.needs_copies("views-2400") and not study.needs_copies("nll-2400-greedy")
+    study.make_copies()
+    names = {f"round{n}/round{n}_0000.mp4" for n in study.ROUNDS}
+    for copies in ("shapes600-right3", "shapes600-up3"):
+        found = {str(path.relative_to(tmp_path / copies)) for path in (tmp_path / copies).rglob("*.mp4")}
+        assert found == names
+
+
 def test_more_videos_are_made_where_they_are_needed():
     assert study.needs_more_videos("nll-2400")
     assert study.needs_more_videos("paper-600")
+    assert study.needs_more_videos("views-2400")
     assert not study.needs_more_videos("nll-800")
     assert not study.needs_more_videos("sft-matched")
 

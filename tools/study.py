@@ -42,6 +42,7 @@ import evaluate
 import generate
 import refine
 from shapes import world
+from tools import agree, answer, shift
 from tools.average import average
 from tools.study_plot import plot
 from tools.study_record import (
@@ -53,7 +54,7 @@ from tools.study_record import (
     write_record,
 )
 from tools.study_tables import BENCHMARKS, measure, measure_scores, print_tables
-from tools.study_variants import FIRST, ONE_ROUND, POOLS, VARIANTS, OneRound, Variant
+from tools.study_variants import FIRST, ONE_ROUND, POOLS, SHIFTS, VARIANTS, OneRound, Variant
 
 SEEDS = [1, 2, 3]  # of the loop
 ROUNDS = (1, 2, 3, 4)
@@ -181,6 +182,8 @@ def train(
     options = ["--loss", how.loss, "--beta", BETA, "--epochs", epochs, "--lr", lr, "--seed", seed]
     if how.nll_weight:
         options += ["--nll-weight", how.nll_weight]
+    if isinstance(how, OneRound):
+        options += ["--tune", how.tune]
     run_stage(dpo, model, pairs, output, *options)
 
 
@@ -216,6 +219,25 @@ def make_pool(name: str, loop_seed: int, base: Path, out: Path):
     run_stage(generate, base, videos, out / "responses.jsonl", *how, *TOGETHER)
     run_stage(critique, base, out / "responses.jsonl", out / "critiques.jsonl", *TOGETHER)
     run_stage(refine, base, out / "critiques.jsonl", out / "pairs.jsonl", *TOGETHER)
+    if pool.views:
+        ask_about_copies(base, out)
+
+
+def ask_about_copies(base: Path, out: Path):
+    """Ask a pool's questions about the shifted copies, too, and drop rows on which views disagree.
+
+    Each copy is answered, criticised and revised by itself: out / its name / pairs.jsonl.
+    """
+    views = [out / "pairs.jsonl"]
+    for name in SHIFTS:
+        copy = out / name
+        moved = ("--videos", name_copies(name), *TOGETHER)
+        run_stage(answer, base, out / "responses.jsonl", copy / "responses.jsonl", *moved)
+        run_stage(critique, base, copy / "responses.jsonl", copy / "critiques.jsonl", *TOGETHER)
+        run_stage(refine, base, copy / "critiques.jsonl", copy / "pairs.jsonl", *TOGETHER)
+        views.append(copy / "pairs.jsonl")
+    if not all(view.with_name(agree.NAME).exists() for view in views):
+        agree.write_agreed(views)
 
 
 def run_one_round(name: str, loop_seed: int, base: Path, run: Path):
@@ -228,12 +250,19 @@ def run_one_round(name: str, loop_seed: int, base: Path, run: Path):
     one = ONE_ROUND[name]
     seed = 10 * loop_seed + 1
     run.mkdir(parents=True, exist_ok=True)
-    pairs = edit(run.parent / one.source, run / "edited.jsonl", lambda rows: one.choose(rows, seed))
+    sources = {"": run.parent / one.source}  # by what their rows are called in the run
+    if one.views:
+        for name in SHIFTS:
+            sources[f"-{name}"] = (run.parent / one.source).parent / name / agree.NAME
+    pairs = []
+    for name, source in sources.items():
+        target = run / f"edited{name}.jsonl"
+        pairs.append(edit(source, target, lambda rows: one.choose(rows, seed)))
     trained = []
     for number in range(one.trainings):
         trained.append(run / f"model{number}")
         order = seed + 100 * number
-        train(one, base, [pairs], trained[-1], order, one.lr or LRS[0], one.epochs or EPOCHS)
+        train(one, base, pairs, trained[-1], order, one.lr or LRS[0], one.epochs or EPOCHS)
     model = trained[0]
     if one.trainings > 1:
         model = run / "average"
@@ -283,6 +312,8 @@ def make_videos(runs: list[Run]):
     make_world(VIDEOS)
     if any(needs_more_videos(run.variant) for run in runs):
         make_world(MORE_VIDEOS, "--videos", "600", "--benchmark-videos", "1")
+    if any(needs_copies(run.variant) for run in runs):
+        make_copies()
     if not (VIDEOS / "seen" / "questions.json").exists():
         make_seen()
 
@@ -293,6 +324,27 @@ def needs_more_videos(name: str) -> bool:
         return VARIANTS[name].videos > 200
     source = name_source(name)
     return source in POOLS and POOLS[source].videos > 200
+
+
+def needs_copies(name: str) -> bool:
+    """Say whether what has one round alone learns from shifted copies of the videos."""
+    return name in ONE_ROUND and ONE_ROUND[name].views
+
+
+def make_copies():
+    """Write the shifted copies of the 600 videos of all rounds, where they are missing."""
+    names = []
+    for n in ROUNDS:
+        names += [f"round{n}/{file.name}" for file in sorted((MORE_VIDEOS / f"round{n}").iterdir())]
+    for name, (right, down) in SHIFTS.items():
+        faults = shift.shift_videos(MORE_VIDEOS, names, name_copies(name), right, down)
+        if faults:
+            raise common.InputError(f"{name_copies(name)}: {faults[0]}")
+
+
+def name_copies(name: str) -> Path:
+    """Name the directory of the copies that are shifted as SHIFTS says."""
+    return MORE_VIDEOS.with_name(f"{MORE_VIDEOS.name}-{name}")
 
 
 def make_world(directory: Path, *options: str):
@@ -489,8 +541,9 @@ def measure_runs(runs: list[Run], unscored: list[int], output: Path) -> dict[Key
             for n in ROUNDS:
                 record[Key(*run, n)] = measure(directory / f"round{n}")
         else:
-            rows = common.read_jsonl(directory / "edited.jsonl")
-            n_rows = sum("chosen" in row for row in rows)
+            n_rows = 0
+            for edited in sorted(directory.glob("edited*.jsonl")):
+                n_rows += sum("dropped" not in row for row in common.read_jsonl(edited))
             record[Key(*run, 1)] = measure_scores(directory) | {"pairs": n_rows}
     return record
 

@@ -19,6 +19,7 @@ import generate
 import prompts
 import vlm
 from shapes import world
+from tools import agree
 from tools.study_tables import true_items, true_scene
 
 
@@ -48,6 +49,8 @@ class OneRound(NamedTuple):
     lr: float | None = None  # None: as in the loop's first round
     epochs: int | None = None  # None: as in the loop
     trainings: int = 1  # each in its own order; of several, the mean of the weights is scored
+    views: bool = False  # the rows about shifted copies of the videos are learned, too
+    tune: str = "full"  # of dpo.py
     on_all_bases: bool = False
 
 
@@ -56,6 +59,9 @@ class Pool(NamedTuple):
 
     videos: int = 200  # a round
     temperature: float = 1.0  # of the answers
+    views: bool = (
+        False  # shifted copies are asked about, too, and rows dropped where views disagree
+    )
 
 
 # ------------------------------------------------------------------------------
@@ -260,10 +266,17 @@ VARIANTS = {
 }
 
 FIRST = ("paper", "paper-600")  # with whose answers and critiques the others begin
-POOLS = {"all": Pool(), "all-2400": Pool(600), "greedy-2400": Pool(600, temperature=0.0)}
+POOLS = {
+    "all": Pool(),
+    "all-2400": Pool(600),
+    "greedy-2400": Pool(600, temperature=0.0),
+    "greedy-2400-views": Pool(600, temperature=0.0, views=True),
+}
+SHIFTS = {"right3": (3, 0), "up3": (0, -3)}  # of the copies: pixels to the right, and down
 ALL = "all/pairs.jsonl"  # of the pools
 ALL_2400 = "all-2400/pairs.jsonl"
 GREEDY_2400 = "greedy-2400/pairs.jsonl"
+VIEWS_2400 = f"greedy-2400-views/{agree.NAME}"
 SFT = {"loss": "sft", "lr": 3e-4, "epochs": 4}  # better on dev than the loop's rate and epochs
 ONE_ROUND = {
     "dpo-400": OneRound("DPO on the pairs from 400 videos, in place of 200", ALL, take_rounds(2)),
@@ -295,6 +308,16 @@ ONE_ROUND = {
         GREEDY_2400,
         take_passed,
         nll_weight=1.0,
+        on_all_bases=True,
+    ),
+    "views-2400": OneRound(
+        "nll-2400-greedy, but also with two shifted copies of each video, asked about each alone: "
+        "on the rows about all three on which they agree, and the vision tower is trained, too",
+        VIEWS_2400,
+        take_passed,
+        nll_weight=1.0,
+        views=True,
+        tune="all",
         on_all_bases=True,
     ),
     "sft-all-800": OneRound(
