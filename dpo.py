@@ -320,7 +320,7 @@ def read_work(args):
         groups: [(video, its pairs), ...], one for each segment of a video
         meta: for meta.json
     """
-    sharding.check_devices(args)
+    sharding.check_processes(args)
     wording = prompts.choose(args, args.input, settled=("answer",))
     root, groups = read_pairs(args, wording.answer)
     vlm.check_model(args.model, list_texts(args.input, groups), args.frame_tokens)
@@ -520,6 +520,21 @@ def print_memory(weights: list, masters: list, base, args):
         )
 
 
+def give_gradients(weights: list, masters: list):
+    """Give the masters the gradients of their weights, in float32.
+
+    Raises:
+        InputError: if a weight has none, such as those of a tower whose last layers are not used
+    """
+    for master, weight in zip(masters, weights):
+        if weight.grad is None:
+            raise common.InputError(
+                f"a trained weight, {tuple(weight.shape)}, has no gradient: no answer needs it. "
+                "A part of the vision tower may be unused; leave --tune all out"
+            )
+        master.grad = weight.grad.float()
+
+
 def make_batches(groups: list, args) -> list[list]:
     """Shuffle the videos anew for every epoch, and cut their order into steps.
 
@@ -681,7 +696,7 @@ def write_card(path: Path, args, n_pairs: int, last: dict):
     card = f"""# A model trained by dpo.py
 
 From `{args.model}`, on the {n_pairs} pairs of `{inputs}`: loss {args.loss}, beta {args.beta}, \
-learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}.
+learning rate {args.lr}, {args.epochs} epochs, seed {args.seed}. Trained: {TRAINED[args.tune]}.
 Last step: `{json.dumps(last)}`
 """
     path.write_text(card)
@@ -896,8 +911,7 @@ def main():
     for step, batch in enumerate(steps, n_done + 1):
         clock = time.time()
         passes = accumulate(model, tokenizer, next(all_watched), batch, reference, args)
-        for master, weight in zip(masters, weights):
-            master.grad = weight.grad.float()
+        give_gradients(weights, masters)
         grad_norm = torch.nn.utils.clip_grad_norm_(masters, max_grad_norm).item()
         check_finite(step, batch, passes.loss, grad_norm)
         if step == 1 and reference_is_new and args.loss not in REFERENCE_FREE:

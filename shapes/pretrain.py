@@ -355,6 +355,8 @@ def train_language(
     tokenizer = vlm.load_tokenizer(directory)
     prefix = vlm.encode_prefix(tokenizer, model.config, N_FRAMES)
     weights = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    for weight in weights:
+        weight.requires_grad_()  # a model comes frozen from load_model
     optimizers = make_optimizers(model, weights)
     n_steps = sum(steps for _, steps in phases)
     schedules = [make_schedule(optimizer, n_steps) for optimizer in optimizers]

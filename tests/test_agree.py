@@ -78,10 +78,12 @@ def test_views_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, capsys
     other = write_view(tmp_path / "other", PAIR | {"question": "which?"})
     twice = write_view(tmp_path / "twice", PAIR, PAIR)
     torn = write_view(tmp_path / "torn", PAIR, finished=False)
+    answers = write_view(tmp_path / "answers", ASKED | {"initial": "two."})  # of generate.py
     for path, complaint in [
         (other, "a/1: its question is another one"),
         (twice, "duplicate id"),
         (torn, "is unfinished"),
+        (answers, "no key 'chosen', which refine.py writes"),
     ]:
         with pytest.raises(common.InputError, match=complaint):
             run(monkeypatch, one, path)

@@ -635,7 +635,7 @@ def minutes(monkeypatch, updates):
     monkeypatch.setattr(outputs.checkpoints, "time", clock)
 
 
-@pytest.mark.parametrize("how", ["--dtype=float32", "--dtype=bfloat16", "--tune=lora"])
+@pytest.mark.parametrize("how", ["--dtype=float32", "--dtype=bfloat16", "--tune=lora", "--tune=all"])
 def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, minutes, how):
     # 12 steps of a minute each
     flags = ("--lr", "1e-3", "--epochs", "6", "--videos-per-step", "1", "--save-every", "3", how)

@@ -6,7 +6,7 @@ import torch
 import media
 import vlm
 from conftest import MODEL
-from shapes import pretrain, world
+from shapes import pretrain, texts, world
 
 TASKS = [
     ("how many shapes are there?", "there are two shapes."),
@@ -43,6 +43,24 @@ def test_rows_behind_a_video_lose_what_separate_sequences_lose(tmp_path):
     with torch.no_grad():
         loss = pretrain.language_loss(model, prefix, batch, torch.stack(features))
     assert loss.item() == pytest.approx(-total / n_tokens, abs=1e-4)
+
+
+def test_a_step_of_the_language_phase_trains_the_language_model_alone(tmp_path, monkeypatch):
+    model = vlm.load_model(MODEL, ["cpu"])
+    model.save_pretrained(tmp_path)
+    vlm.load_tokenizer(MODEL).save_pretrained(tmp_path)
+    monkeypatch.setattr(pretrain, "WORKERS", 1)
+    scenes = [world.make_scene(0, "pretrain", 0)]
+    features = torch.zeros(1, pretrain.N_FRAMES, pretrain.GRID**2, model.config.text_config.hidden_size)
+    try:
+        pretrain.train_language(0, str(tmp_path), features, scenes, [(texts.PHASES[0], 1)], seed=0, batch_size=2)
+    finally:
+        torch.distributed.destroy_process_group()
+    trained = vlm.load_model(tmp_path, ["cpu"])
+    for (name, before), (_, after) in zip(model.named_parameters(), trained.named_parameters()):
+        is_trained = "language_model.layers" in name and before.ndim == 2
+        assert not is_trained or not torch.equal(before, after), name
+        assert "language_model" in name or "lm_head" in name or torch.equal(before, after), name
 
 
 def test_a_verdict_counts_three_times_and_nothing_else_does():

@@ -445,16 +445,16 @@ def test_a_process_trains_on_one_gpu(monkeypatch, n_gpus, n, devices, complaint)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", f"{n}")
     args = argparse.Namespace(devices=devices, tune="full")
     if not complaint:
-        sharding.check_devices(args)
+        sharding.check_processes(args)
         return
     with pytest.raises(common.InputError, match=complaint):
-        sharding.check_devices(args)
+        sharding.check_processes(args)
 
 
 def test_several_processes_refuse_to_train_the_vision_tower(monkeypatch):
     args = argparse.Namespace(devices="cpu", tune="all")
-    sharding.check_devices(args)  # one process
+    sharding.check_processes(args)  # one process
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(common.InputError, match="--tune all trains in one process"):
-        sharding.check_devices(args)
+        sharding.check_processes(args)

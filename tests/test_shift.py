@@ -84,7 +84,7 @@ def test_videos_of_rows_that_nothing_is_learned_from_have_no_copy_and_a_broken_o
     said = capsys.readouterr().out
     assert "left out: " in said and "0.mp4: OpenCV cannot read it" in said
     assert "copies of 2 of 3 videos" in said
-    assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == [first, third]
+    assert sorted(path.name for path in (tmp_path / "moved").glob("*.mp4")) == [first, third]
 
     # It resumes: a copy that is there is kept as it is
     (tmp_path / "moved" / first).write_text("kept")
@@ -92,6 +92,52 @@ def test_videos_of_rows_that_nothing_is_learned_from_have_no_copy_and_a_broken_o
     run(monkeypatch, *there)
     assert (tmp_path / "moved" / first).read_text() == "kept"
     assert (tmp_path / "moved" / third).exists()
+
+
+def test_copies_of_two_shifts_are_not_mixed(tmp_path, monkeypatch):
+    world.write_split(tmp_path, "round1", 1, seed=0)
+    rows = write_rows(tmp_path, {"id": "0", "video": "round1_0000.mp4"})
+    there = ("--input", rows, "--videos", tmp_path / "round1", "--output", tmp_path / "moved")
+    run(monkeypatch, *there, "--right", 3)
+    before = (tmp_path / "moved" / "round1_0000.mp4").read_bytes()
+    with pytest.raises(common.InputError, match="has copies of another shift"):
+        run(monkeypatch, *there, "--right", 4)
+    assert (tmp_path / "moved" / "round1_0000.mp4").read_bytes() == before
+
+
+def test_a_copy_that_was_not_written_as_a_whole_is_none(tmp_path, monkeypatch):
+    """A full disk: OpenCV's writer drops frames, and says nothing."""
+    world.write_split(tmp_path, "round1", 1, seed=0)
+    rows = write_rows(tmp_path, {"id": "0", "video": "round1_0000.mp4"})
+    written = cv2.VideoWriter
+
+    class Full:
+        def __init__(self, *words):
+            self.writer, self.n = written(*words), 0
+
+        def isOpened(self):
+            return True
+
+        def write(self, frame):
+            self.n += 1
+            if self.n <= 10:
+                self.writer.write(frame)
+
+        def release(self):
+            self.writer.release()
+
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    there = ("--input", rows, "--videos", tmp_path / "round1", "--output", tmp_path / "moved", "--right", 3)
+    with pytest.raises(common.InputError, match="none of 1 videos has a copy"):
+        run(monkeypatch, *there)
+    assert not list((tmp_path / "moved").glob("*.mp4"))
+
+
+@pytest.mark.parametrize("name", ["../a.mp4", "/a.mp4"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path, monkeypatch, name):
+    rows = write_rows(tmp_path, {"id": "a", "video": name})
+    with pytest.raises(common.InputError, match="does not lie below"):
+        run(monkeypatch, "--input", rows, "--videos", tmp_path, "--output", tmp_path / "moved", "--right", 3)
 
 
 @pytest.mark.parametrize(

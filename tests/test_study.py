@@ -539,7 +539,7 @@ def test_views_are_asked_each_alone_and_learned_together(tmp_path, monkeypatch):
     out = tmp_path / "seed1" / "views-2400"
     study.run_one_round("views-2400", 1, tmp_path / "base", out)
     [training] = [words for words in said if words.startswith("dpo")]
-    assert "--nll-weight 1.0 --tune all" in training
+    assert "--tune all --nll-weight 1.0" in training
     for name in ("edited", "edited-right3", "edited-up3"):
         assert f"{out / name}.jsonl" in training
         learned = [row["id"] for row in common.read_jsonl(out / f"{name}.jsonl") if "dropped" not in row]

@@ -29,7 +29,7 @@ import outputs
 import refine
 
 NAME = "agreed.jsonl"
-REQUIRED = ("id", "video")
+REQUIRED = ("id", "video", "question", "chosen")
 
 
 def agree(views: list[list[dict]]) -> list[list[dict]]:
@@ -98,8 +98,8 @@ def write_agreed(paths: list[Path]):
     for path, meta, rows in zip(paths, metas, agree(views)):
         target = path.with_name(NAME)
         finished = meta["finished"] | outputs.account_for(rows, "pairs")
-        common.write_jsonl(target, rows)
         common.write_json(common.meta_path(target), meta | {"finished": finished})
+        common.write_jsonl(target, rows)  # last: what is there is whole
         n_left = sum(find_end(row) is not None for row in rows)
         print(f"{target}: {finished['account']}; with those left unchanged {n_left} rows agree")
 

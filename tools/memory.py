@@ -438,11 +438,14 @@ def main():
 
 
 def count_visual(config, args) -> str:
-    """Say how many visual tokens the video has."""
+    """Say how many visual tokens the video has, and what is not counted of it."""
     if config.model_type == "internvl":
         return f"{args.frames * config.image_seq_length:,} visual tokens"
     _, most = families.count_tokens(config, args.frames)
-    return f"at most {most:,} tokens of the video, which is what is counted"
+    counted = f"at most {most:,} tokens of the video, which is what is counted"
+    if args.tune == "all":
+        counted += ", without what the vision tower keeps for its gradients"
+    return counted
 
 
 def parse_args(words: list[str] | None = None):

@@ -6,7 +6,9 @@ r"""Write copies of videos that are shifted by some pixels: another view of what
 reads    id, video; the videos of rows that were not dropped, or that dpo.py
          --with-unchanged reads
 writes   for each video its copy, under the same name, with the same number of
-         frames; run again, it resumes. A video that cannot be read has none
+         frames at an even rate; and shift.json, which says by how much. Run again,
+         it resumes. A video that cannot be read has no copy, nor has one whose
+         name is none for MPEG-4, such as .webm
 
 A vision tower cuts a frame into patches, and may tell a thing from another one
 less well where it falls between two of them. A copy shows the same things in
@@ -77,6 +79,23 @@ def shift_video(source: Path, target: Path, right: int, down: int):
         writer.write(copy)
         found, frame = capture.read()
     writer.release()
+    n_read = capture.get(cv2.CAP_PROP_POS_FRAMES)
+    n_written = cv2.VideoCapture(str(target), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT)
+    if n_written != n_read:  # OpenCV says nothing of a full disk
+        raise OSError(f"{target}: {n_written:.0f} of {n_read:.0f} frames were written")
+
+
+def check_same_shift(output: Path, root: Path, args):
+    """Write by how much is shifted into shift.json; InputError if it is there and says other."""
+    path = output / "shift.json"
+    shift = {"right": args.right, "down": args.down, "root": str(root)}
+    if path.exists() and common.read_json(path) != shift:
+        raise common.InputError(
+            f"{output} has copies of another shift, or of other videos ({path} says which): choose "
+            "another --output"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    common.write_json(path, shift)
 
 
 def parse_args():
@@ -102,11 +121,18 @@ def main():
         raise common.InputError(f"--output {args.output} is where the videos are")
     names = []
     for name, rows in groups:
+        if not (args.output / name).resolve().is_relative_to(args.output.resolve()):
+            raise common.InputError(
+                f"{args.input}: {name} does not lie below the videos' directory"
+            )
         if any("dropped" not in dpo.take_unchanged(row) for row in rows):
             names.append(name)
+    check_same_shift(args.output, root, args)
     faults = shift_videos(root, names, args.output, args.right, args.down)
     for fault in faults:
         print(f"left out: {fault}")
+    if len(faults) == len(names):
+        raise common.InputError(f"{args.output}: none of {len(names)} videos has a copy")
     print(f"{args.output}: copies of {len(names) - len(faults)} of {len(names)} videos")
 
 

@@ -180,10 +180,9 @@ def train(
 ):
     """Run dpo.py, with the loss of a variant."""
     options = ["--loss", how.loss, "--beta", BETA, "--epochs", epochs, "--lr", lr, "--seed", seed]
+    options += ["--tune", how.tune]
     if how.nll_weight:
         options += ["--nll-weight", how.nll_weight]
-    if isinstance(how, OneRound):
-        options += ["--tune", how.tune]
     run_stage(dpo, model, pairs, output, *options)
 
 

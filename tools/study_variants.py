@@ -34,6 +34,7 @@ class Variant(NamedTuple):
     replay: bool = False  # every round trains the base anew, on the pairs of all rounds so far
     average: bool = False  # a round's model is the mean of all that were trained so far
     nll_weight: float = 0.0  # of dpo.py
+    tune: str = "full"  # of dpo.py
     change: Callable | None = None  # (rows of refine.py, seed, model, root of videos) -> rows
     on_all_bases: bool = False
 
@@ -59,9 +60,7 @@ class Pool(NamedTuple):
 
     videos: int = 200  # a round
     temperature: float = 1.0  # of the answers
-    views: bool = (
-        False  # shifted copies are asked about, too, and rows dropped where views disagree
-    )
+    views: bool = False  # shifted copies are asked about, too; rows are dropped where views differ
 
 
 # ------------------------------------------------------------------------------

@@ -42,10 +42,10 @@ LANGUAGE = ("model.language_model", "lm_head")  # what is divided
 # A model whose weights are divided
 
 
-def check_devices(args):
-    """Raise InputError if --devices or torchrun give a process more than one device.
+def check_processes(args):
+    """Raise InputError for what several processes cannot do.
 
-    Or if the vision tower is to be trained, too, which is whole in each of several processes.
+    That is to have more than one device each, and to train the vision tower, which is whole in all.
     """
     if common.process().n == 1:
         return
