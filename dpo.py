@@ -5,8 +5,8 @@ r"""Stage 4: direct preference optimization on the pairs, written out by hand.
     python dpo.py --model shapes/model --output runs/mine/both/model \
         --input runs/mine/round1/pairs.jsonl runs/mine/round2/pairs.jsonl
 
-The language model is trained; the vision tower and the projector are frozen
-(--tune all: are trained, too).
+The language model is trained; the vision tower and the projector are frozen,
+unless --tune all trains them, too.
 Per step: for each of --videos-per-step videos (or segments, if rows have start
 and end) one forward and one backward pass over
 

@@ -74,15 +74,16 @@ def shift_video(source: Path, target: Path, right: int, down: int):
     if not writer.isOpened():
         raise OSError(f"{source}: OpenCV cannot write MPEG-4 to a file {target.name}")
     move = np.float32([[1, 0, right], [0, 1, down]])
+    n_read = 0
     while found:
         copy = cv2.warpAffine(frame, move, (width, height), borderMode=cv2.BORDER_REPLICATE)
         writer.write(copy)
+        n_read += 1
         found, frame = capture.read()
     writer.release()
-    n_read = capture.get(cv2.CAP_PROP_POS_FRAMES)
     n_written = cv2.VideoCapture(str(target), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT)
     if n_written != n_read:  # OpenCV says nothing of a full disk
-        raise OSError(f"{target}: {n_written:.0f} of {n_read:.0f} frames were written")
+        raise OSError(f"{target}: {n_written:.0f} of {n_read} frames were written")
 
 
 def check_same_shift(output: Path, root: Path, args):
