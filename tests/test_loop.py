@@ -557,11 +557,17 @@ def test_a_wrong_option_of_dpo_is_refused_as_dpo_does(pool, monkeypatch, capsys)
 GIB = 2**30
 
 
-def plan_8b(*words, devices=("cuda:0",), processes=1, train_processes=1, videos_per_batch=1, monkeypatch):
-    """Plan a run of InternVL2.5-8B on GPUs that are not there."""
-    config = transformers.InternVLConfig.from_pretrained(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
-    fixture = str(ROOT / "tests" / "fixtures" / "internvl2_5-8b")
-    assert config.model_type == "internvl"
+def plan_8b(
+    *words,
+    devices=("cuda:0",),
+    processes=1,
+    train_processes=1,
+    videos_per_batch=1,
+    monkeypatch,
+    name="internvl2_5-8b",
+):
+    """Plan a run of InternVL2.5-8B, or of another fixture, on GPUs that are not there."""
+    fixture = str(ROOT / "tests" / "fixtures" / name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
     args = argparse.Namespace(
         model=fixture,
@@ -602,7 +608,7 @@ def test_the_examples_in_its_docstrings_are_true():
 
 
 def test_finished_rounds_need_no_disk_any_more(tmp_path, monkeypatch, capsys):
-    plan = needs.Plan({}, {}, n_trained=GIB, saved=5 * GIB)
+    plan = needs.Plan({}, {}, n_trained=GIB, saved=5 * GIB, uncounted="")
     args = argparse.Namespace(run=tmp_path / "run", rounds=2, frame_tokens=None)
     free = 10 * GIB
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free))
@@ -635,6 +641,25 @@ def test_memory_is_what_the_memory_tool_says_and_a_tenth_is_left_free(monkeypatc
     assert said.startswith(
         "memory, GiB: answering 8.35, training 90.08 (calculated, on the fullest device); the smallest"
     )
+
+
+@pytest.mark.parametrize(
+    "name, words, counted",
+    [
+        ("internvl2_5-8b", ("--tune", "all"), "(calculated, on the fullest device); "),
+        ("qwen3-vl-8b", (), "(calculated, on the fullest device); "),
+        (
+            "qwen3-vl-8b",
+            ("--tune", "all"),
+            "(calculated, on the fullest device, without what the vision tower keeps for its gradients); ",
+        ),
+    ],
+)
+def test_what_is_not_counted_of_a_tower_is_told(name, words, counted, monkeypatch, capsys):
+    plan = plan_8b(*words, name=name, monkeypatch=monkeypatch)
+    monkeypatch.setattr(needs, "measure_device", lambda device: 1000 * GIB)
+    needs.tell_memory(argparse.Namespace(model=name), plan)
+    assert counted in capsys.readouterr().out
 
 
 def test_each_of_several_processes_answers_with_its_share_of_the_devices(monkeypatch):

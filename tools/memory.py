@@ -251,12 +251,18 @@ def sum_activations(sizes: Sizes, n_layers: int, number: int, n_devices: int, ar
     if number == n_devices - 1:
         per_video += sizes.head
 
-    # On several devices all forward passes of a step come before the first backward pass
-    n_videos = args.videos_per_step if n_devices > 1 else 1
-    total = n_videos * per_video
+    total = count_kept_videos(n_devices, args) * per_video
     if args.activation_checkpointing:
         total += sizes.layer  # the one that is computed again
     return total
+
+
+def count_kept_videos(n_devices: int, args) -> int:
+    """Count the videos whose activations are kept at once.
+
+    On several devices all forward passes of a step come before the first backward pass.
+    """
+    return args.videos_per_step if n_devices > 1 else 1
 
 
 def kept_bytes(
@@ -303,7 +309,7 @@ def sum_tower(config, n_devices: int, args) -> int:
     Returns:
         0 for Qwen-VL, whose tower looks at numbers, which tensors on meta do not have
     """
-    if config.model_type != "internvl":
+    if not is_tower_counted(config):
         return 0
     dtype = getattr(torch, args.dtype)
     vision = config.vision_config
@@ -313,11 +319,16 @@ def sum_tower(config, n_devices: int, args) -> int:
     if args.activation_checkpointing:
         n_patches = math.prod(vision.image_size) // math.prod(vision.patch_size)
         kept = args.frames * (n_patches + 1) * vision.hidden_size * dtype.itemsize  # its input
-    n_videos = args.videos_per_step if n_devices > 1 else 1
-    total = n_videos * (vision.num_hidden_layers * kept + one_layer - layer)
+    per_video = vision.num_hidden_layers * kept + one_layer - layer
+    total = count_kept_videos(n_devices, args) * per_video
     if args.activation_checkpointing:
         total += layer  # the one that is computed again
     return total
+
+
+def is_tower_counted(config) -> bool:
+    """Say whether the activations of the vision tower can be counted, which --tune all keeps."""
+    return config.model_type == "internvl"
 
 
 def kept_by_tower(config, n_layers: int, n_frames: int, dtype: torch.dtype) -> int:
@@ -443,9 +454,14 @@ def count_visual(config, args) -> str:
         return f"{args.frames * config.image_seq_length:,} visual tokens"
     _, most = families.count_tokens(config, args.frames)
     counted = f"at most {most:,} tokens of the video, which is what is counted"
-    if args.tune == "all":
-        counted += ", without what the vision tower keeps for its gradients"
-    return counted
+    return counted + name_uncounted(config, args.tune)
+
+
+def name_uncounted(config, tune: str) -> str:
+    """Name the activations that are not counted -> how a line about training ends."""
+    if tune != "all" or is_tower_counted(config):
+        return ""
+    return ", without what the vision tower keeps for its gradients"
 
 
 def parse_args(words: list[str] | None = None):

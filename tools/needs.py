@@ -182,6 +182,7 @@ class Plan(NamedTuple):
     training: dict[str, int]
     n_trained: int  # weights
     saved: int  # bytes of the model of a round
+    uncounted: str  # what is missing from `training`, as memory.name_uncounted tells it
 
 
 def plan_memory(args, training) -> Plan:
@@ -207,12 +208,15 @@ def plan_memory(args, training) -> Plan:
         needed = n_there * memory.plan_process(config, options).training
         training_bytes = dict.fromkeys(devices, needed)
 
-    gradients = sum(row.gradients for row in rows)  # factors are float32 whatever the weights are
+    gradients = sum(row.gradients for row in rows)
     if training.tune == "lora":
-        return Plan(answering_bytes, training_bytes, gradients // 4, gradients)
-    itemsize = getattr(torch, dtype).itemsize
-    weights = sum(row.weights for row in rows)
-    return Plan(answering_bytes, training_bytes, gradients // itemsize, weights)
+        n_trained = gradients // 4  # factors are float32 whatever the weights are
+        saved = gradients
+    else:
+        n_trained = gradients // getattr(torch, dtype).itemsize
+        saved = sum(row.weights for row in rows)
+    uncounted = memory.name_uncounted(config, training.tune)
+    return Plan(answering_bytes, training_bytes, n_trained, saved, uncounted)
 
 
 def list_options(args, training, config, dtype: str) -> list[str]:
@@ -249,7 +253,8 @@ def tell_memory(args, plan: Plan) -> list[str]:
         where = f"the smallest of {len(there)} devices"
     print(
         f"memory, GiB: answering {max(plan.answering.values()) / GIB:.2f}, training "
-        f"{max(plan.training.values()) / GIB:.2f} (calculated, on the fullest device); "
+        f"{max(plan.training.values()) / GIB:.2f} (calculated, on the fullest device"
+        f"{plan.uncounted}); "
         f"{'the machine' if where == 'cpu' else where} has {min(there.values()) / GIB:.1f}"
     )
     warnings = []
