@@ -25,6 +25,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_model_that_asked_gives_its_own_greedy_answers_again(run, tmp_path):
     world.write_split(tmp_path, "round1", 6, seed=0)
     (tmp_path / "round1" / "broken.mp4").write_text("not a video")

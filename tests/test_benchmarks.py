@@ -758,6 +758,7 @@ def test_a_score_of_a_few_videos_is_partial(run):
     assert (result["n"], result["N"], result["partial"]) == (2, 2, True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bytes(run, monkeypatch):
     whole = run("mvbench", "whole")
     write, calls = outputs.Output.write, []
@@ -1021,6 +1022,7 @@ def test_the_critic_reads_predictions_and_sees_the_segment_that_was_asked_about(
 # A benchmark of one's own
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_ones_own_is_one_file_score_and_interval_included(tmp_path):
     # The repository, with benchmarks/mine.py: answers in free text, scored by token F1
     for file in ROOT.glob("*.py"):

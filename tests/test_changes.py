@@ -62,6 +62,7 @@ def mean_logps(model, tokenizer, directory):
     return torch.stack(means).view(4, 2).T
 
 
+@pytest.mark.slow
 def test_simpo_is_one_branch_of_dpo_loss(tmp_path, model, tokenizer):
     copy = copy_repository(tmp_path)
     apply("simpo.patch", copy)
@@ -119,6 +120,7 @@ common.write_json("seen.json", seen)
 """
 
 
+@pytest.mark.slow
 def test_kinds_of_questions_and_types_of_errors_have_one_home_each(tmp_path):
     copy = copy_repository(tmp_path)
     apply("questions.patch", copy)
@@ -147,6 +149,7 @@ def test_kinds_of_questions_and_types_of_errors_have_one_home_each(tmp_path):
 # A benchmark of one's own, with another form of answer
 
 
+@pytest.mark.slow
 def test_a_yes_no_benchmark_is_understood_by_the_shipped_model(tmp_path):
     """At least 95% of the replies are yes or no, and they are right more often than one word always would be."""
     copy = copy_repository(tmp_path)

@@ -224,6 +224,7 @@ def test_shuffled_pairs_are_the_same_pairs(tmp_path, monkeypatch):
     assert [{row["chosen"], row["rejected"]} for row in shuffled] == [{row["chosen"], row["rejected"]} for row in pairs]
 
 
+@pytest.mark.slow
 def test_the_course_needs_no_package_that_make_loop_does_not_install():
     """Whoever has run `make loop` has no matplotlib: importing each module of the course in a new process must not."""
     names = [f"course.{path.stem}" for path in sorted((ROOT / "course").glob("*.py"))]

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import json
 import math
 import pathlib
@@ -131,6 +132,7 @@ def test_the_gradient_of_the_vision_tower_is_the_slope_of_the_loss(tokenizer, fr
         assert slope == pytest.approx(squared, rel=1e-3)  # log-probs are float32
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_on_float32_masters(train):
     # At this rate a step is below bfloat16's resolution for most weights, but the masters add the steps up
     output, metrics = train("model", "--dtype", "bfloat16", "--lr", "1e-3", "--epochs", "10", "--warmup", "0")
@@ -489,6 +491,7 @@ def test_every_segment_is_in_every_epoch(train, pairs_with_segments, monkeypatch
         assert ids == ["a.mp4/0", "a.mp4/1", "a.mp4/2", "b.mp4/3"]
 
 
+@pytest.mark.slow
 def test_a_training_stopped_after_any_step_resumes_to_the_same_bytes(train, pairs_with_segments, monkeypatch):
     # Three segments, two a step, three epochs: every second step is short
     flags = ("--lr", "1e-3", "--epochs", "3", "--videos-per-step", "2", "--save-every", "0")
@@ -635,7 +638,10 @@ def minutes(monkeypatch, updates):
     monkeypatch.setattr(outputs.checkpoints, "time", clock)
 
 
-@pytest.mark.parametrize("how", ["--dtype=float32", "--dtype=bfloat16", "--tune=lora", "--tune=all"])
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("how", ["--dtype=float32", slow("--dtype=bfloat16"), "--tune=lora", slow("--tune=all")])
 def test_a_stopped_training_resumes_to_the_same_weights_bit_for_bit(train, monkeypatch, capsys, minutes, how):
     # 12 steps of a minute each
     flags = ("--lr", "1e-3", "--epochs", "6", "--videos-per-step", "1", "--save-every", "3", how)

@@ -133,6 +133,7 @@ def test_options_are_in_groups_with_names(stage, monkeypatch):
     assert [action.dest for action in general._group_actions] == ["help"]
 
 
+@pytest.mark.slow
 def test_a_stage_does_nothing_when_it_is_imported():
     code = "import sys; sys.argv = ['x']; import generate, critique, refine, dpo, evaluate"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

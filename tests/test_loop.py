@@ -313,6 +313,7 @@ def test_replay_trains_the_first_model_anew_on_the_pairs_of_all_rounds(tmp_path,
 PROMPTS = {"critique": "Their answer: {initial}\nQuestion: {question}\nLook closely. {error_types}"}
 
 
+@pytest.mark.slow
 def test_two_rounds_of_lora_without_the_gate_killed_resumed_and_pasted(tmp_path, env):
     world.write_split(tmp_path, "round1", 4, seed=0)
     common.write_json(tmp_path / "prompts.json", PROMPTS)
@@ -360,7 +361,7 @@ def video_without_an_error(tmp_path):
     return tmp_path / "right"
 
 
-@pytest.mark.parametrize("beside", [(), ("--beside",)], ids=["", "beside"])
+@pytest.mark.parametrize("beside", [(), pytest.param(("--beside",), marks=pytest.mark.slow)], ids=["", "beside"])
 def test_a_round_without_a_pair_ends_with_one_line_that_says_so(tmp_path, env, video_without_an_error, beside):
     world.write_split(tmp_path, "dev", 20, seed=0)  # more than can be scored beside one video
     run = tmp_path / "run"
@@ -386,6 +387,7 @@ def listening_to_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_scoring_beside_a_round_too(tmp_path, env, listening_to_ctrl_c):
     for split in ("round1", "dev"):
         world.write_split(tmp_path, split, 80, seed=0)  # more videos than it can do before the signal arrives
@@ -402,6 +404,7 @@ def test_ctrl_c_stops_the_scoring_beside_a_round_too(tmp_path, env, listening_to
         check_that_it_was_stopped(output)
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_scoring_beside_a_round_ends_the_run_and_is_shown(tmp_path, env):
     world.write_split(tmp_path, "round1", 2, seed=0)
     world.write_split(tmp_path, "dev", 2, seed=0)
@@ -416,6 +419,7 @@ def test_a_fault_in_the_scoring_beside_a_round_ends_the_run_and_is_shown(tmp_pat
     assert not (run / "round2").exists()
 
 
+@pytest.mark.slow
 def test_a_benchmark_in_which_the_critic_finds_no_error_is_scored_all_the_same(tmp_path, env):
     world.write_split(tmp_path, "dev", 1, seed=0)
     questions = [item for item in common.read_json(tmp_path / "dev" / "questions.json") if item["type"] == "order"]

@@ -81,6 +81,7 @@ def test_several_processes_write_what_one_writes(n, of_one, environment, videos,
     assert written["responses.jsonl"].count(b"\n") == 6 * N_VIDEOS
 
 
+@only_slowly
 def test_a_process_that_was_told_another_output_works_at_the_first_ones(of_one, environment, videos, tmp_path):
     size, written = of_one
     output, words = next(commands(videos, tmp_path, size))
@@ -90,6 +91,7 @@ def test_a_process_that_was_told_another_output_works_at_the_first_ones(of_one, 
     assert not (tmp_path / "other.jsonl").exists()
 
 
+@only_slowly
 def test_shards_are_joined_to_what_one_process_writes(of_one, environment, videos, tmp_path):
     size, written = of_one
     output, words = next(commands(videos, tmp_path, size))
@@ -124,6 +126,7 @@ def test_a_process_that_reads_another_model_is_refused_by_name(environment, vide
     assert ends_with(group.wait(), "process 1, reads other files than process 0: its model differs")
 
 
+@only_slowly
 def test_a_process_without_the_videos_is_refused_by_name(environment, videos, tmp_path):
     responses, words = next(commands(videos, tmp_path, 1))
     run(environment, 1, words)
@@ -135,6 +138,7 @@ def test_a_process_without_the_videos_is_refused_by_name(environment, videos, tm
     assert ends_with(group.wait(), "not mounted: no such directory")
 
 
+@only_slowly
 def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, videos, tmp_path):
     _, words = next(commands(videos, tmp_path, 1))
     group = Processes(environment, 2, words)
@@ -145,6 +149,7 @@ def test_a_process_that_is_stopped_says_the_command_of_torchrun(environment, vid
         assert "stopped; the same command resumes: torchrun --standalone --nproc-per-node 2 generate.py" in text
 
 
+@only_slowly
 def test_a_process_that_waits_for_one_that_was_killed_can_be_stopped(environment, videos, tmp_path):
     _, words = next(commands(videos, tmp_path, 1))
     group = Processes(environment, 2, words, lost=True)
@@ -200,6 +205,7 @@ def torchrun(*options):
     return [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
 
 
+@only_slowly
 def test_the_real_torchrun(of_one, videos, tmp_path):
     size, written = of_one
     if size == 1:

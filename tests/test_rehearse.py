@@ -270,7 +270,9 @@ def tiny_qwen(kind, tmp_path, monkeypatch):
 STEPS = ["checkpoint", "convert", "ask", "generate", "critique", "refine", "dpo", "evaluate"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["qwen2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("internlm2", *families.QWEN))]
+)
 def test_all_five_stages_run_on_a_tiny_model_and_are_not_run_again(kind, tmp_path, monkeypatch, no_network, capsys):
     """Qwen-VL's checkpoints are in transformers' layout: there is nothing to convert."""
     is_qwen = kind in families.QWEN

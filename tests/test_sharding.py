@@ -100,11 +100,11 @@ def make_model(kind, directory):
 @pytest.mark.parametrize(
     ("kind", "tune", "checkpointing", "n", "dtype"),
     [
-        ("internvl", "full", True, 3, "float32"),
         ("internvl", "full", True, 3, "float64"),
         ("internvl", "lora", False, 2, "float32"),
         ("tied, embedding in the file", "full", False, 2, "float32"),
-        ("qwen3_vl", "full", False, 3, "float32"),
+        slow("internvl", "full", True, 3, "float32"),
+        slow("qwen3_vl", "full", False, 3, "float32"),
         slow("internvl", "full", False, 2, "float64"),
         slow("internvl", "lora", True, 3, "float32"),
         slow("tied, embedding in the file", "full", True, 3, "float64"),
@@ -251,6 +251,7 @@ def test_files_of_the_base_come_back_as_files(environment, pairs, tmp_path):
     transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_video_that_cannot_be_read_is_left_out_whoever_has_it(environment, pairs, tmp_path, whole):
     """Of five videos the fourth is broken: it is the second process's."""
     shutil.copytree(pairs.parent, tmp_path / "pairs")
@@ -290,9 +291,10 @@ def stop_after(environment, n, words, n_steps, output):
     processes.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_then", "n_now", "more"),
-    [(2, 2, ()), (3, 2, LORA), *(slow(*numbers, more) for numbers in [(2, 3), (3, 1), (1, 2)] for more in [(), LORA])],
+    [(2, 2, ()), (3, 2, LORA), *((*numbers, more) for numbers in [(2, 3), (3, 1), (1, 2)] for more in [(), LORA])],
 )
 def test_a_killed_training_resumes(environment, pairs, tmp_path, whole, n_then, n_now, more):
     """With the number that it was begun with to the same bytes; with another one, to the same but for rounding."""
@@ -338,6 +340,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(environmen
     assert read_metrics(tmp_path / "out") == read_metrics(whole(2, *more))
 
 
+@pytest.mark.slow
 def test_a_resumed_training_does_not_begin_with_the_embedding_of_the_reference_pass(
     environment, pairs, tmp_path, whole
 ):
@@ -351,6 +354,7 @@ def test_a_resumed_training_does_not_begin_with_the_embedding_of_the_reference_p
     assert compare(whole(2), output) == 0
 
 
+@pytest.mark.slow
 def test_all_save_a_checkpoint_when_the_first_one_does(environment, pairs, tmp_path):
     """The first process's clock stands still: the second one alone would wait for it, which is a step ahead."""
     script = tmp_path / "skewed.py"

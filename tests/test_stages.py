@@ -158,6 +158,7 @@ def test_rows_without_meta_json_need_to_be_told_where_the_videos_are(root, run, 
     assert run(critique, moved, "critiques.jsonl", "--videos", str(root / "round1")).exists()
 
 
+@pytest.mark.slow
 def test_a_limit_is_of_all_videos_and_a_shard_takes_its_part_of_these(root, run):
     # Of four videos --limit 2 leaves two: one for each of two shards
     responses = run(generate, root / "round1", "responses.jsonl", "--limit", "4")
@@ -235,6 +236,7 @@ def growing(root, tmp_path):
     return directory, grow
 
 
+@pytest.mark.slow
 def test_new_videos_are_asked_about_in_a_second_file(growing, run, tmp_path, monkeypatch):
     directory, grow = growing
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -325,6 +327,7 @@ def test_without_a_gate_every_answer_is_revised_and_every_one_that_changes_is_a_
         run(refine, critiques, "gated.jsonl", "--gate", "none")
 
 
+@pytest.mark.slow
 def test_a_video_that_was_unreadable_is_read_again_where_that_is_asked_for(growing, run, tmp_path, capsys):
     directory, grow = growing
     grow()

@@ -106,6 +106,7 @@ def test_what_is_no_record_is_refused(tmp_path, rows, said):
         study_final.read_record(path)
 
 
+@pytest.mark.slow
 def test_what_is_in_the_record_is_not_scored_again(tmp_path, monkeypatch, capsys):
     record = {Run(0, name, 0): RIGHT for name in ("base", study_final.TEACHER)}
     record |= {Run(0, "paper", seed): RIGHT for seed in (1, 2)}
