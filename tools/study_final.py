@@ -190,8 +190,8 @@ def print_table(record: dict[Run, str]):
                 rows.append([f"{base}", name, f"{len(seeds)}", *describe(record, base, seeds)])
     title = (
         f"accuracy on test of world {WORLD_SEED} (n = {QUESTIONS * N_VIDEOS}, {N_VIDEOS} videos), "
-        "scored once; behind a difference its 95% interval over videos (chosen on dev, where "
-        f"tools.study has {len(NAMES) - 2} recipes and controls)"
+        "scored once for each; behind a difference its 95% interval over videos (recipes were "
+        f"chosen elsewhere, among the {len(NAMES) - 2} of tools.study and others: docs/study.md)"
     )
     heads = ["base", "", "seeds", "accuracy", "share of the gap"]
     print_rows(title, [*heads, f"minus {TEACHER}", "minus the paper's loop"], rows)
