@@ -2,7 +2,7 @@
 #              SEED=7: in a world of your own; RECIPE=FILE: with other options of tools/loop.sh
 # make leaderboard RECIPE=FILE SEED=7    a recipe's score on a world that nobody has seen (course/)
 # make test    the tests: four or five minutes on two cores, no network, no GPU
-# make test-slow    whole runs, killed processes, real clips (downloaded once), damaged files: longer
+# make test-slow    whole runs, killed processes, real clips (downloaded once), damaged files: 20 minutes
 # make test-page    the page of a run in a real browser (chromium)
 # make lint    is the code formatted, and clean under the rules of pyproject.toml? Two seconds
 # make study   the loop beside variants and controls, three loop seeds each: hours; SEEDS=1: a first look;

@@ -25,6 +25,7 @@ from conftest import MODEL
 from shapes import patterns, world
 
 # (video, question, chosen, rejected)
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 PAIRS = [
     ("a.mp4", "which way does the red square move?", "it moves up.", "it moves left."),
     ("a.mp4", "how many shapes are there?", "there are two shapes.", "there are three shapes."),
@@ -636,9 +637,6 @@ def minutes(monkeypatch, updates):
     clock = types.SimpleNamespace(time=time.time, monotonic=lambda: 60.0 * len(updates))
     monkeypatch.setattr(dpo, "time", clock)
     monkeypatch.setattr(outputs.checkpoints, "time", clock)
-
-
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("how", ["--dtype=float32", slow("--dtype=bfloat16"), "--tune=lora", slow("--tune=all")])
