@@ -429,6 +429,9 @@ def test_a_record_is_read_as_it_was_written_and_put_in_order(tmp_path):
         "nll-2400",
         "nll-2400-greedy",
         "views-2400",
+        "frozen-tower",
+        "no-copies",
+        "no-agreement",
     ]
     assert one_round[1, "nll-800"] == [record[Key(1, "nll-800", seed, 1)] for seed in (1, 2)]
 
@@ -514,7 +517,10 @@ def test_a_pool_is_asked_as_it_says(tmp_path, monkeypatch):
 
 
 def test_views_are_asked_each_alone_and_learned_together(tmp_path, monkeypatch):
-    """Of three rows about each of three views two agree: six are learned, by the tower, too."""
+    """Of three rows about each of three views two agree: six are learned, by the tower, too.
+
+    The controls leave out one thing each: the tower, the copies, the agreement.
+    """
     said = []
 
     def pretend(module, model, inputs, output, *more):
@@ -536,21 +542,33 @@ def test_views_are_asked_each_alone_and_learned_together(tmp_path, monkeypatch):
     asked = [words for words in said if words.startswith("tools.answer")]
     assert [f"--videos runs/shapes600-{name} " in words for name, words in zip(study.SHIFTS, asked)] == [True, True]
 
-    out = tmp_path / "seed1" / "views-2400"
-    study.run_one_round("views-2400", 1, tmp_path / "base", out)
-    [training] = [words for words in said if words.startswith("dpo")]
-    assert "--tune all --nll-weight 1.0" in training
-    for name in ("edited", "edited-right3", "edited-up3"):
-        assert f"{out / name}.jsonl" in training
-        learned = [row["id"] for row in common.read_jsonl(out / f"{name}.jsonl") if "dropped" not in row]
-        assert learned == [row["id"] for row in ROWS[:2]]
+    for name in ("views-2400", "frozen-tower", "no-copies", "no-agreement"):
+        study.run_one_round(name, 1, tmp_path / "base", tmp_path / "seed1" / name)
+    agreed = [row["id"] for row in ROWS[:2]]
+    every = [row["id"] for row in ROWS[:3]]
+    expected = {
+        "views-2400": ("--tune all", [agreed, agreed, agreed]),
+        "frozen-tower": ("--tune full", [agreed, agreed, agreed]),
+        "no-copies": ("--tune all", [agreed]),
+        "no-agreement": ("--tune all", [every, every, every]),
+    }
+    trainings = [words for words in said if words.startswith("dpo")]
+    assert len(trainings) == len(expected)
+    for words, (name, (tune, learned)) in zip(trainings, expected.items()):
+        assert f"{tune} --nll-weight 1.0" in words
+        files = [tmp_path / "seed1" / name / f"edited{view}.jsonl" for view in ("", "-right3", "-up3")]
+        for file, ids in zip(files, learned):
+            assert str(file) in words
+            assert [row["id"] for row in common.read_jsonl(file) if "dropped" not in row] == ids
+        assert not any(str(file) in words for file in files[len(learned) :])
 
 
 def test_copies_are_made_of_the_videos_of_all_rounds(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "MORE_VIDEOS", tmp_path / "shapes600")
     for n in study.ROUNDS:
         world.write_split(tmp_path / "shapes600", f"round{n}", 1, seed=0)
-    assert study.needs_copies("views-2400") and not study.needs_copies("nll-2400-greedy")
+    assert study.needs_copies("views-2400") and study.needs_copies("no-copies")
+    assert not study.needs_copies("nll-2400-greedy") and not study.needs_copies("paper-600")
     study.make_copies()
     names = {f"round{n}/round{n}_0000.mp4" for n in study.ROUNDS}
     for copies in ("shapes600-right3", "shapes600-up3"):

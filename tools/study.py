@@ -249,14 +249,13 @@ def run_one_round(name: str, loop_seed: int, base: Path, run: Path):
     one = ONE_ROUND[name]
     seed = 10 * loop_seed + 1
     run.mkdir(parents=True, exist_ok=True)
-    sources = {"": run.parent / one.source}  # by what their rows are called in the run
+    source = run.parent / one.source
+    pairs = [edit(source, run / "edited.jsonl", lambda rows: one.choose(rows, seed))]
     if one.views:
-        for name in SHIFTS:
-            sources[f"-{name}"] = (run.parent / one.source).parent / name / agree.NAME
-    pairs = []
-    for name, source in sources.items():
-        target = run / f"edited{name}.jsonl"
-        pairs.append(edit(source, target, lambda rows: one.choose(rows, seed)))
+        for copy in SHIFTS:
+            about_copy = source.parent / copy / source.name
+            target = run / f"edited-{copy}.jsonl"
+            pairs.append(edit(about_copy, target, lambda rows: one.choose(rows, seed)))
     trained = []
     for number in range(one.trainings):
         trained.append(run / f"model{number}")
@@ -326,8 +325,11 @@ def needs_more_videos(name: str) -> bool:
 
 
 def needs_copies(name: str) -> bool:
-    """Say whether what has one round alone learns from shifted copies of the videos."""
-    return name in ONE_ROUND and ONE_ROUND[name].views
+    """Say whether what has one round alone takes rows of a pool that is asked about copies, too."""
+    if name in VARIANTS:
+        return False
+    source = name_source(name)
+    return source in POOLS and POOLS[source].views
 
 
 def make_copies():

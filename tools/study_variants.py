@@ -275,6 +275,7 @@ SHIFTS = {"right3": (3, 0), "up3": (0, -3)}  # of the copies: pixels to the righ
 ALL = "all/pairs.jsonl"  # of the pools
 ALL_2400 = "all-2400/pairs.jsonl"
 GREEDY_2400 = "greedy-2400/pairs.jsonl"
+GREEDY_2400_VIEWS = "greedy-2400-views/pairs.jsonl"
 VIEWS_2400 = f"greedy-2400-views/{agree.NAME}"
 SFT = {"loss": "sft", "lr": 3e-4, "epochs": 4}  # better on dev than the loop's rate and epochs
 ONE_ROUND = {
@@ -313,6 +314,31 @@ ONE_ROUND = {
         "nll-2400-greedy, but also with two shifted copies of each video, asked about each alone: "
         "on the rows about all three on which they agree, and the vision tower is trained, too",
         VIEWS_2400,
+        take_passed,
+        nll_weight=1.0,
+        views=True,
+        tune="all",
+        on_all_bases=True,
+    ),
+    "frozen-tower": OneRound(
+        "views-2400, but the vision tower and the projector stay as they are",
+        VIEWS_2400,
+        take_passed,
+        nll_weight=1.0,
+        views=True,
+        on_all_bases=True,
+    ),
+    "no-copies": OneRound(
+        "views-2400 on its rows about the videos themselves alone, a third of them",
+        VIEWS_2400,
+        take_passed,
+        nll_weight=1.0,
+        tune="all",
+        on_all_bases=True,
+    ),
+    "no-agreement": OneRound(
+        "views-2400 on all rows about all three, also those on which they do not agree",
+        GREEDY_2400_VIEWS,
         take_passed,
         nll_weight=1.0,
         views=True,
