@@ -224,8 +224,9 @@ def test_an_inverted_pair_by_the_truth_of_the_world():
 
 
 def test_what_a_round_learns_by_truth(tmp_path, monkeypatch, capsys):
-    """Five answers to one question: three are right in the end, of four that are learned, of which the critic let two
-    pass. A question that the world does not ask is learned, but cannot be judged."""
+    """Six answers to one question: three are right in the end, of five that are learned, of which the critic let two
+    pass, and one of the three pairs is inverted. A question that the world does not ask is learned, but cannot be
+    judged."""
     items = world.all_questions(world.make_scene(7, "round1", 1))["count"]
     [item] = [item for item in items if item["question"] == "how many shapes are there?"]
     right = item["answer"]
@@ -234,6 +235,7 @@ def test_what_a_round_learns_by_truth(tmp_path, monkeypatch, capsys):
     rows = [
         row | {"initial": wrong, "chosen": right, "rejected": wrong},
         row | {"initial": wrong, "chosen": "there are no shapes.", "rejected": wrong},
+        row | {"initial": right, "chosen": wrong, "rejected": right},
         row | {"initial": right, "dropped": "no_error_found"},
         row | {"initial": right, "dropped": "unchanged", "revised": right},
         row | {"initial": right, "dropped": "truncated", "chosen": right, "rejected": right},
@@ -244,8 +246,9 @@ def test_what_a_round_learns_by_truth(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["labels", str(tmp_path / "pairs.jsonl"), "--seed", "7"])
     labels.main()
     printed = re.sub(" +", " ", capsys.readouterr().out)
-    assert "\nanswers 5\npairs among them 2\ncan be judged 4\n" in printed
-    assert "right at first 0.500\nright in the end 0.750\n cause nan\n count 0.750\n" in printed
+    assert "\nanswers 6\npairs among them 3\ncan be judged 5\n" in printed
+    assert "right at first 0.600\nright in the end 0.600\n cause nan\n count 0.600\n" in printed
+    assert "pairs inverted 1 of 3\n inverted, cause 0 of 0\n inverted, count 1 of 3\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ For each file of refine.py: how many answers were right at first, and how many
 of those that the critique and the revision end with. They are the revision of a
 pair, and the answer itself where no error was found in it or the revision
 repeats it: all that dpo.py --with-unchanged learns. Then the latter by type of
-question.
+question, and how many of the pairs are inverted: they prefer a wrong answer to a
+right one.
 
 A question that the world would not ask itself has no known answer, and is not
 judged. Videos of all worlds have the same names: with another --seed than that
@@ -31,21 +32,30 @@ def judge(rows: list[dict], seed: int) -> dict[str, int | str]:
         seed: of the world
 
     Returns:
-        {name: number of rows, or share of right ones among those that can be judged}
+        {name: number of rows, share of right ones among those that can be judged, or how many of
+        the judged pairs are inverted}
     """
     n_judged = Counter()
     n_right = Counter()
     n_right_at_first = 0
     n_pairs = 0
+    n_pairs_judged = Counter()
+    n_inverted = Counter()
     learned = [row for row in map(dpo.take_unchanged, rows) if "dropped" not in row]
     for row in learned:
-        n_pairs += row["chosen"] != row["rejected"]
+        is_pair = row["chosen"] != row["rejected"]
+        n_pairs += is_pair
         item = true_items(row["video"], seed).get(row["question"])
         if item is None:
             continue
-        n_judged[item["type"]] += 1
-        n_right[item["type"]] += is_right(item, row["chosen"])
-        n_right_at_first += is_right(item, row["rejected"])
+        type = item["type"]
+        right_at_first = is_right(item, row["rejected"])
+        right_in_the_end = is_right(item, row["chosen"])
+        n_judged[type] += 1
+        n_right[type] += right_in_the_end
+        n_right_at_first += right_at_first
+        n_pairs_judged[type] += is_pair
+        n_inverted[type] += right_at_first and not right_in_the_end
 
     total = n_judged.total()
     figures = {"answers": len(learned), "pairs among them": n_pairs, "can be judged": total}
@@ -53,6 +63,9 @@ def judge(rows: list[dict], seed: int) -> dict[str, int | str]:
     figures["right in the end"] = f"{report.ratio(n_right.total(), total):.3f}"
     for type in TYPES:
         figures[f"  {type}"] = f"{report.ratio(n_right[type], n_judged[type]):.3f}"
+    figures["pairs inverted"] = f"{n_inverted.total()} of {n_pairs_judged.total()}"
+    for type in TYPES:
+        figures[f"  inverted, {type}"] = f"{n_inverted[type]} of {n_pairs_judged[type]}"
     return figures
 
 
