@@ -21,7 +21,7 @@ from pathlib import Path
 import common
 import dpo
 from tools import report
-from tools.study_tables import TYPES, is_right, true_items
+from tools.study_tables import TYPES, is_inverted, is_right, true_items
 
 
 def judge(rows: list[dict], seed: int) -> dict[str, int | str]:
@@ -48,14 +48,11 @@ def judge(rows: list[dict], seed: int) -> dict[str, int | str]:
         item = true_items(row["video"], seed).get(row["question"])
         if item is None:
             continue
-        type = item["type"]
-        right_at_first = is_right(item, row["rejected"])
-        right_in_the_end = is_right(item, row["chosen"])
-        n_judged[type] += 1
-        n_right[type] += right_in_the_end
-        n_right_at_first += right_at_first
-        n_pairs_judged[type] += is_pair
-        n_inverted[type] += right_at_first and not right_in_the_end
+        n_judged[item["type"]] += 1
+        n_right[item["type"]] += is_right(item, row["chosen"])
+        n_right_at_first += is_right(item, row["rejected"])
+        n_pairs_judged[item["type"]] += is_pair
+        n_inverted[item["type"]] += is_inverted(row, seed)
 
     total = n_judged.total()
     figures = {"answers": len(learned), "pairs among them": n_pairs, "can be judged": total}

@@ -141,13 +141,16 @@ def measure_training(steps: list[dict]) -> dict[str, float]:
 # Truth
 
 
-def is_inverted(pair: dict) -> bool | None:
+def is_inverted(pair: dict, seed: int = 0) -> bool | None:
     """Tell whether a pair prefers a wrong answer to a right one, by truth.
+
+    Args:
+        seed: of the world
 
     Returns:
         None where the world has no answer to its question
     """
-    item = true_items(pair["video"]).get(pair["question"])
+    item = true_items(pair["video"], seed).get(pair["question"])
     if item is None:
         return None
     return is_right(item, pair["rejected"]) and not is_right(item, pair["chosen"])

@@ -337,7 +337,8 @@ ONE_ROUND = {
         on_all_bases=True,
     ),
     "no-agreement": OneRound(
-        "views-2400 on all rows about all three, also those on which they do not agree",
+        "views-2400 on all rows about all three, each with the answer that its own view ends with, "
+        "whether they agree or not",
         GREEDY_2400_VIEWS,
         take_passed,
         nll_weight=1.0,
